@@ -1,0 +1,160 @@
+"""`jaxdistill STAGE CONFIG`: the command line. A command prints what it does; a failure is one line and exit code 1."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+
+from jaxdistill import pipeline, progress
+from jaxdistill.config import RunConfig, load, to_dict
+from jaxdistill.records import RunDir, read_manifest
+
+HELP = {
+    "run": "everything, from problems to report; skips what is done and goes on where it was stopped",
+    "generate": "problems, and the teacher's traces of them",
+    "verify": "which traces may be learned from, and why not the others",
+    "prepare": "kept traces to packed rows of tokens",
+    "train": "the student and its baselines",
+    "export": "checkpoints to Hugging Face folders, checked",
+    "evaluate": "held-out accuracy of student, baselines and teacher",
+    "report": "one HTML page about the run",
+    "show": "one packed row, coloured by what is trained; `--row` picks it",
+}
+EXAMPLES = """examples:
+  jaxdistill run configs/quickstart.yaml
+  jaxdistill run configs/gsm8k.yaml --set problems.path=data/gsm8k/train.jsonl
+  jaxdistill run configs/quickstart.yaml --dry-run
+  jaxdistill train my.yaml --set train.optimizer.learning_rate=1e-5 --redo train
+  jaxdistill show configs/quickstart.yaml --row 3
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="jaxdistill",
+        description="Distil the reasoning of a large teacher into a small student, in JAX.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in HELP.items():
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.add_argument("config", help="a YAML file, such as configs/quickstart.yaml")
+        sub.add_argument(
+            "--set",
+            dest="overrides",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="overrides a key of the config; may be repeated",
+        )
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name == "show":
+            sub.add_argument("--row", type=int, default=0, help="which packed row (default 0)")
+            sub.add_argument("--baseline", help="of this baseline, instead of the student")
+            continue
+        sub.add_argument(
+            "--dry-run", action="store_true", help="print the resolved config and the plan, and do nothing"
+        )
+        sub.add_argument(
+            "--redo",
+            metavar="STAGE",
+            choices=list(pipeline.STAGES),
+            help="first remove this stage's output and all that follows from it",
+        )
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        config = load(arguments.config, arguments.overrides)
+        if arguments.command == "show":
+            from jaxdistill.data.show import show
+
+            show(config, arguments.row, arguments.baseline)
+        elif arguments.dry_run:
+            dry_run(config)
+        else:
+            if arguments.redo:
+                pipeline.redo(arguments.redo, config)
+            if arguments.command == "run":
+                return run_all(arguments.config, arguments.overrides, config, arguments.debug)
+            pipeline.run_command(arguments.command, config)
+    except (ValueError, OSError) as error:
+        if arguments.debug:
+            raise
+        print(f"jaxdistill {arguments.command}: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\njaxdistill {arguments.command}: stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug: bool) -> int:
+    """Runs every command in a process of its own, so that accelerator memory is free for the next one.
+
+    Returns:
+      the exit code: 0, or that of the command that failed, which has said why.
+    """
+    for task in pipeline.tasks_of(config, tuple(pipeline.STAGES)):
+        if read_manifest(task.folder):
+            task.status()  # a stale stage is said before anything is computed
+    for command in pipeline.COMMANDS:
+        call = [sys.executable, "-m", "jaxdistill", command, config_path]
+        for override in overrides:
+            call += ["--set", override]
+        code = subprocess.call([*call, *(["--debug"] if debug else [])])
+        if code:
+            return code if code > 0 else 128 - code
+    summary(config)
+    return 0
+
+
+def summary(config: RunConfig) -> None:
+    """Ends a run: where the checkpoint and the report lie, and who scored what."""
+    run = RunDir(Path(config.run_dir))
+    progress.say()
+    manifest = read_manifest(run.evaluation)
+    if manifest:
+        for name, score in manifest["counts"]["models"].items():
+            interval = f"95% interval {score['low']:.1%} to {score['high']:.1%}"
+            progress.say(f"  {name:<14}{score['accuracy']:>6.1%} of {score['problems']} held-out problems ({interval})")
+    progress.say(f"  Hugging Face checkpoint: {run.export}")
+    progress.say(f"  report:                  {run.report / 'index.html'}")
+
+
+def dry_run(config: RunConfig) -> None:
+    """Prints the resolved config, then what `run` would do."""
+    print(yaml.safe_dump(to_dict(config), sort_keys=False))
+    table = Table("stage", "folder", "status", box=None, header_style="bold")
+    for row in pipeline.plan(config):
+        table.add_row(*row)
+    progress.console.print(table)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "; make room, then run the same command again" if error.errno == 28 else ""
+        return f"{where}{error.strerror.lower()}{advice}."
+    return " ".join(str(error).split())
+
+
+def entry() -> None:
+    """The console script."""
+    # libraries that talk: progress and errors are ours
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.exit(main())

@@ -1,0 +1,459 @@
+"""Configuration: one frozen dataclass per YAML section, read strictly.
+
+`load(path, overrides)` turns a YAML file and `--set key=value` strings into a `RunConfig`. An unknown key fails and
+names the nearest known one; every section checks its own values, so a stage never sees a config that cannot work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, dataclass_transform
+
+import pydantic
+import yaml
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+_STRICT = pydantic.ConfigDict(extra="forbid", validate_default=True)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def section(cls: type[T]) -> type[T]:
+    """A frozen, keyword-only dataclass that refuses unknown keys and wrong types."""
+    return cast("type[T]", dataclass(frozen=True, kw_only=True, config=_STRICT)(cls))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@section
+class ProblemsConfig:
+    """YAML sections `problems` and `evaluate.problems`: where the questions and gold answers come from."""
+
+    source: Literal["demo", "gsm8k", "jsonl"]
+    path: str | None = None
+    """The file (`gsm8k`, `jsonl`): one JSON object a line."""
+    count: int | None = None
+    """How many to take; all of them if absent. `demo` makes problems on the fly, so it needs a number."""
+    seed: int = 0
+    """Which problems `demo` makes. Training and held-out sets use different seeds and never share a question."""
+    problem_field: str = "problem"
+    answer_field: str = "answer"
+    id_field: str | None = None
+    domain: str = "math"
+
+    def __post_init__(self):
+        _require(self.count is None or self.count > 0, f"count is {self.count}; ask for at least one problem.")
+        if self.source == "demo":
+            _require(self.count is not None, "source: demo makes problems on the fly; say how many with `count`.")
+        else:
+            _require(self.path is not None, f"source: {self.source} reads a file; name it with `path`.")
+
+
+@section
+class VLLMConfig:
+    """YAML section `*.vllm`: passed through to vLLM, which runs in a process of its own."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    enforce_eager: bool = False
+    kv_cache_gib: int = 2
+    """Size of the KV cache on the CPU backend; on an accelerator see `gpu_memory_utilization`."""
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    quantization: str | None = None
+    enable_prefix_caching: bool = True
+    python: str | None = None
+    """Interpreter of an environment with vLLM in it; ours, if absent."""
+
+
+@section
+class TracesConfig:
+    """YAML section `traces`: who writes the traces, and how they are sampled."""
+
+    engine: Literal["vllm", "jax", "import"]
+    """`vllm`: offline engine in its own process. `jax`: the embedded decoder. `import`: the problems' own solutions."""
+    teacher: str | None = None
+    """A Hugging Face folder or repository id; `demo` is the small teacher that ships with the package."""
+    revision: str | None = None
+    system: str | None = None
+    """System prompt, put before the problem."""
+    suffix: str = ""
+    """Added to the problem's text, such as an instruction to box the answer."""
+    samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    seed: int = 0
+    batch: int = 256
+    """Rows decoded at once by the JAX engine; vLLM has `vllm.max_num_seqs`."""
+    vllm: VLLMConfig = VLLMConfig()
+
+    def __post_init__(self):
+        _require(self.samples >= 1, f"traces.samples is {self.samples}; sample at least once a problem.")
+        _require(self.temperature >= 0, f"traces.temperature is {self.temperature}; set 0 (greedy) or more.")
+        _require(0 < self.top_p <= 1, f"traces.top_p is {self.top_p}; set a share in (0, 1].")
+        _require(self.max_tokens >= 1, f"traces.max_tokens is {self.max_tokens}; set at least 1.")
+        if self.engine != "import":
+            _require(self.teacher is not None, f"traces.engine: {self.engine} needs `traces.teacher`, a checkpoint.")
+
+
+@section
+class VerifyConfig:
+    """YAML section `verify`: which traces may be learned from."""
+
+    answer: bool = True
+    """Keep only traces whose final answer equals the gold answer; `undecided` is not kept."""
+    think: Literal["required", "optional"] = "required"
+    """Whether a trace must hold one non-empty `<think>...</think>` before its answer."""
+    keep_per_problem: int | None = None
+    """At most this many traces a problem (the lowest sample numbers); all of them if absent."""
+    drop_duplicates: bool = True
+    """Drop a trace whose response is the same, character for character, as an earlier one of its problem."""
+
+
+@section
+class DataConfig:
+    """YAML section `data`: from kept traces to packed rows."""
+
+    row_tokens: int
+    """Length of a packed row, T."""
+    response: Literal["reasoning", "answer"] = "reasoning"
+    """What is imitated: thinking and answer, or the answer behind an empty thinking (the answer-only baseline)."""
+    overlong: Literal["error", "drop"] = "error"
+    """An example longer than a row is never cut: refuse it, or drop it and count it."""
+    system: str | None = None
+    suffix: str = ""
+
+    def __post_init__(self):
+        _require(self.row_tokens >= 2, f"data.row_tokens is {self.row_tokens}; a row needs at least 2 tokens.")
+
+
+@section
+class ArchitectureConfig:
+    """YAML section `student.architecture`: a student from scratch, in Hugging Face's names."""
+
+    model_type: Literal["qwen2", "qwen3", "llama"] = "qwen3"
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int | None = None
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = True
+
+
+@section
+class StudentConfig:
+    """YAML section `student`: the model that is trained."""
+
+    init: str | None = None
+    """A Hugging Face checkpoint to start from: a folder or a repository id."""
+    revision: str | None = None
+    architecture: ArchitectureConfig | None = None
+    """Instead of `init`: a small student from scratch."""
+    tokenizer: str | None = None
+    """Folder or repository id; `init`'s own if absent, then the teacher's. `train` trains a new one on the traces."""
+    tokenizer_vocab: int = 4096
+    """Size of the vocabulary that `tokenizer: train` makes."""
+
+    def __post_init__(self):
+        _require(
+            (self.init is None) != (self.architecture is None),
+            "student needs exactly one of `init` (a checkpoint) and `architecture` (a student from scratch).",
+        )
+
+
+@section
+class MeshConfig:
+    """YAML section `train.mesh`: devices along each axis; one axis may be -1, the devices that remain."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    context: int = 1
+
+
+@section
+class OptimizerConfig:
+    """YAML section `train.optimizer`."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon on the layers' matrices, AdamW on embeddings and vectors (Jordan et al. 2024)."""
+    learning_rate: float
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape after the warmup; `wsd` holds the rate, then lowers it over the last `decay_share` of the steps."""
+    warmup_share: float = 0.03
+    decay_share: float = 0.4
+    final_share: float = 0.0
+    """The last step's learning rate, as a share of the peak."""
+    weight_decay: float = 0.0
+    """Matrices only: norms, biases and embeddings are never decayed."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        _require(self.learning_rate > 0, f"train.optimizer.learning_rate is {self.learning_rate}; set it above 0.")
+        for name in ("warmup_share", "decay_share", "final_share"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"train.optimizer.{name} is {value}; set a share in 0..1.")
+
+
+@section
+class TrainConfig:
+    """YAML section `train`: the masked sequence loss on packed rows."""
+
+    batch_rows: int
+    """Rows in one optimizer step, over all devices and micro-batches."""
+    epochs: float | None = None
+    steps: int | None = None
+    micro_batches: int = 1
+    """A step's rows are taken in this many parts, whose sums are added before the one division."""
+    optimizer: OptimizerConfig
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Inputs of matrix products; results, parameters and sums are always fp32."""
+    remat: Literal["none", "full"] = "none"
+    mesh: MeshConfig = MeshConfig()
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    thinking_weight: float = 1.0
+    answer_weight: float = 1.0
+
+    def __post_init__(self):
+        _require((self.epochs is None) != (self.steps is None), "train needs exactly one of `epochs` and `steps`.")
+        for name in ("batch_rows", "micro_batches", "checkpoint_every", "keep_checkpoints", "log_every"):
+            _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; set at least 1.")
+        _require(
+            self.batch_rows % self.micro_batches == 0,
+            f"train.batch_rows={self.batch_rows} is not a multiple of train.micro_batches={self.micro_batches}.",
+        )
+
+
+@section
+class ExportConfig:
+    """YAML section `export`: the student in Hugging Face format."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_shard_gib: float = 4.0
+    check: Literal["transformers", "none"] = "transformers"
+    """Reload with transformers and compare logits, before the folder gets its final name."""
+    serve: bool = False
+    """Start `vllm serve` on the export and let it answer one held-out problem."""
+    port: int = 0
+    """Of that server; 0 takes a free one."""
+
+
+@section
+class EvaluateConfig:
+    """YAML section `evaluate`: held-out accuracy of student, baselines and teacher."""
+
+    problems: ProblemsConfig
+    engine: Literal["jax", "vllm"] = "jax"
+    models: tuple[str, ...] = ("teacher", "student", "baselines")
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    seed: int = 0
+    batch: int = 256
+    vllm: VLLMConfig = VLLMConfig()
+
+    def __post_init__(self):
+        known = {"teacher", "student", "baselines"}
+        for name in self.models:
+            _require(name in known, f"evaluate.models has {name!r}; known are {', '.join(sorted(known))}.")
+
+
+@section
+class RunConfig:
+    """One YAML file: a whole run, from problems to report."""
+
+    name: str
+    run_dir: str
+    seed: int = 0
+    problems: ProblemsConfig
+    traces: TracesConfig
+    verify: VerifyConfig = VerifyConfig()
+    data: DataConfig
+    student: StudentConfig
+    train: TrainConfig
+    export: ExportConfig = ExportConfig()
+    evaluate: EvaluateConfig | None = None
+    baselines: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """More students on the same traces: a name, and what differs, as `data.response: answer`."""
+
+    def __post_init__(self):
+        for name in self.baselines:
+            _require(
+                name.replace("_", "").replace("-", "").isalnum() and name not in {"student", "teacher"},
+                f"baselines.{name}: use letters, digits, - and _, and not the names `student` or `teacher`.",
+            )
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Reads a YAML file and applies `key.sub=value` overrides, whose values are YAML too.
+
+    Raises:
+      ValueError: no such file, broken YAML, an unknown key (the nearest is named), a wrong type or value.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ValueError(
+            f"{path}: {str(error.strerror).lower()}; name a YAML file, such as configs/quickstart.yaml."
+        ) from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"{path}: expected a mapping of sections (problems, traces, ...), found {type(data).__name__}."
+        )
+    for override in overrides:
+        _set(data, *_split_override(override))
+    return build(data, where=str(path))
+
+
+def build(data: dict[str, Any], where: str = "config") -> RunConfig:
+    """A checked `RunConfig` from plain data; baselines are checked too, so that none fails hours later."""
+    config = _validate(data, where)
+    for name in config.baselines:
+        with_baseline(config, name, where)
+    return config
+
+
+def with_baseline(config: RunConfig, name: str, where: str = "config") -> RunConfig:
+    """The config of one baseline: the run's, with the baseline's differences set."""
+    data = to_dict(config)
+    overrides = data.pop("baselines")[name]
+    for key, value in overrides.items():
+        if key.split(".")[0] not in {"data", "train", "student", "export"}:
+            raise ValueError(
+                f"{where}: baselines.{name}: {key} cannot differ; a baseline shares problems, traces and verdicts, "
+                "and may differ in data, train, student and export."
+            )
+        _set(data, key, value)
+    return _validate(data, f"{where}: baselines.{name}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain data (dicts, lists, numbers, strings) that `build` reads back to the same config."""
+    return json.loads(pydantic.TypeAdapter(type(config)).dump_json(config))
+
+
+# what changes how fast or where something is computed, and not what comes out
+_WITHOUT_EFFECT = {
+    "TracesConfig": {"batch"},
+    "EvaluateConfig": {"batch"},
+    "TrainConfig": {"mesh", "checkpoint_every", "keep_checkpoints", "log_every"},
+    "ExportConfig": {"port", "serve"},
+    "VLLMConfig": {
+        "max_num_seqs",
+        "enforce_eager",
+        "kv_cache_gib",
+        "gpu_memory_utilization",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "enable_prefix_caching",
+        "python",
+    },
+}
+
+
+def effective(value: Any) -> Any:
+    """A config section as plain data, without the keys that do not change what comes out."""
+    if dataclasses.is_dataclass(value):
+        dropped = _WITHOUT_EFFECT.get(type(value).__name__, set())
+        return {f.name: effective(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in dropped}
+    if isinstance(value, dict):
+        return {k: effective(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [effective(v) for v in value]
+    return value
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of plain data and of config sections: equal exactly if everything that has an effect is."""
+    return hashlib.sha256(json.dumps(effective(parts), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _split_override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ValueError(f"--set {text}: write it as key=value, such as train.optimizer.learning_rate=1e-3.")
+    return key.strip(), yaml.safe_load(value)
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(data.get(parent), dict):
+            data[parent] = {}
+        data = data[parent]
+    data[last] = value
+
+
+def _validate(data: dict[str, Any], where: str) -> RunConfig:
+    try:
+        return pydantic.TypeAdapter(RunConfig).validate_python(data)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{where}: " + "; ".join(_explain(data, e) for e in error.errors()[:3])) from None
+
+
+def _explain(data: dict[str, Any], error: Any) -> str:
+    """One pydantic error as one sentence that names the key and the way out."""
+    path = [str(p) for p in error["loc"]]
+    key, kind = ".".join(path), error["type"]
+    if kind == "unexpected_keyword_argument":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}."
+        return f"unknown key {key}; {hint}"
+    if kind in ("missing", "missing_keyword_only_argument"):
+        return f"{key} is missing; {_doc_of(path)}"
+    if kind == "value_error":
+        message = error["msg"].removeprefix("Value error, ")
+        # a section that is used twice (problems) does not know its own name
+        return message if path and path[-1] in message.split(" ")[0] else f"{key}: {message}" if key else message
+    return f"{key} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
+
+
+def _section_of(path: list[str]) -> Any:
+    cls: Any = RunConfig
+    for part in path:
+        field = next((f for f in dataclasses.fields(cls) if f.name == part), None)
+        cls = _section_type(field.type if field else None)
+        if cls is None:
+            return None
+    return cls
+
+
+def _section_type(annotation: Any) -> Any:
+    name = str(annotation).split("|")[0].strip()
+    found = globals().get(name)
+    return found if dataclasses.is_dataclass(found) else None
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    cls = _section_of(path)
+    return [f.name for f in dataclasses.fields(cls)] if cls else []
+
+
+def _doc_of(path: list[str]) -> str:
+    cls = _section_of(path[:-1])
+    return f"see {cls.__name__}." if cls else "set it."

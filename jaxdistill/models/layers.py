@@ -1,0 +1,106 @@
+"""The pure functions a decoder is made of.
+
+Dimension key: B rows, T query tokens, S key tokens, H query heads, K key heads, G = H / K, D head_dim, E width.
+Sums, norms, softmax and the residual stream are fp32; `dtype` is that of the matrix products' inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+# below every score, yet finite: a row without any key to attend to gives a number, not NaN
+MASKED = -1e30
+# queries are taken in this many causal blocks, so that keys of the future cost nothing
+QUERY_BLOCKS = 4
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: jax.Array, w: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """x [..., E] @ w [E, F] -> fp32 [..., F]: inputs rounded to `dtype`, products summed in fp32, backwards too.
+
+    Asking for an fp32 result is what makes bf16 inputs exact in their sums, and on CPUs with bf16 units fast.
+    """
+    return _dot(x, w, ((x.ndim - 1,), (0,)), dtype)
+
+
+def _matmul_forward(x, w, dtype):
+    return matmul(x, w, dtype), (x, w)
+
+
+def _matmul_backward(dtype, saved, g):
+    x, w = saved
+    dx = _dot(g, w, ((g.ndim - 1,), (1,)), dtype)
+    rows = tuple(range(g.ndim - 1))
+    # the contraction over tokens is the long one; CPUs do it faster in fp32 than in bf16
+    dw = jax.lax.platform_dependent(
+        x, g,
+        cpu=lambda x, g: _dot(x, g, (rows, rows), jnp.float32),
+        default=lambda x, g: _dot(x, g, (rows, rows), dtype),
+    )  # fmt: skip
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _dot(a, b, contract, dtype):
+    return jax.lax.dot_general(
+        a.astype(dtype), b.astype(dtype), (contract, ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis, in fp32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale
+
+
+def rope_tables(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of the rotary angles, each fp32 [B, T, 1, D / 2]."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions_BT.astype(jnp.float32)[..., None, None] * frequencies[None, None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x_BTHD: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the pairs (i, i + D/2) of every head, as Hugging Face lays them out."""
+    cos, sin = tables
+    a, b = jnp.split(x_BTHD, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attend(q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, mask: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Grouped-query attention under an explicit mask, broadcastable to [B, T, S]; returns fp32 [B, T, H * D]."""
+    B, T, H, D = q_BTHD.shape
+    K = k_BSKD.shape[2]
+    q = (q_BTHD * D**-0.5).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4).astype(dtype)
+    k = k_BSKD.transpose(0, 2, 1, 3).astype(dtype)
+    v = v_BSKD.transpose(0, 2, 1, 3).astype(dtype)
+    scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(dtype)
+    out = jnp.einsum("bkgts,bksd->bkgtd", weights, v, preferred_element_type=jnp.float32)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H * D)
+
+
+def causal_attention(
+    q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segment_ids_BT: jax.Array, dtype: DTypeLike
+) -> jax.Array:
+    """Self-attention to earlier tokens of the same segment; returns fp32 [B, T, H * D].
+
+    Args:
+      segment_ids_BT: tokens of one packed example share a number; 0 is padding, which nothing but padding sees.
+    """
+    T = q_BTHD.shape[1]
+    blocks = QUERY_BLOCKS if T % QUERY_BLOCKS == 0 and T >= 64 else 1
+    size = T // blocks
+    outputs = []
+    for start in range(0, T, size):
+        end = start + size
+        causal = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+        same = segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end]
+        outputs.append(attend(q_BTHD[:, start:end], k_BTKD[:, :end], v_BTKD[:, :end], same & causal[None], dtype))
+    return jnp.concatenate(outputs, axis=1)

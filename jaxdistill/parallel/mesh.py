@@ -1,0 +1,82 @@
+"""The device mesh, and one table that says which tensor axis is split over which mesh axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "sequence": "context",
+    # parameters
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "norm": None,
+}
+
+
+def make_mesh(shape: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
+    """A mesh over `MESH_AXES`; one size may be -1, which takes the devices that remain.
+
+    Raises:
+      ValueError: the sizes do not multiply out to the number of devices.
+    """
+    devices = list(devices if devices is not None else jax.devices())
+    sizes = [shape.get(axis, 1) for axis in MESH_AXES]
+    if sizes.count(-1) > 1:
+        raise ValueError(f"mesh {dict(shape)}: only one axis may be -1.")
+    known = 1
+    for size in sizes:
+        known *= size if size != -1 else 1
+    written = ", ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
+    if known <= 0 or len(devices) % known or (-1 not in sizes and known != len(devices)):
+        raise ValueError(
+            f"mesh {written} does not fit {len(devices)} devices; "
+            f"the sizes must multiply out to {len(devices)} (-1 takes the rest)."
+        )
+    sizes = [len(devices) // known if s == -1 else s for s in sizes]
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def sharding(
+    mesh: Mesh,
+    axes: tuple[str | None, ...],
+    *,
+    shape: tuple[int, ...] | None = None,
+    name: str = "",
+    rules: Mapping[str, Any] = RULES,
+) -> NamedSharding:
+    """Where an array with these logical axes lives.
+
+    Args:
+      axes: one logical name of `rules` (or None) a dimension.
+      shape: if given, it is checked that the mesh divides it.
+    Raises:
+      ValueError: a dimension that its mesh axes do not divide; `name` says which array.
+    """
+    spec = PartitionSpec(*(rules[a] if a else None for a in axes))
+    for size, axis, target in zip(shape or (), axes, spec, strict=bool(shape)):
+        ways = 1
+        for mesh_axis in (target,) if isinstance(target, str) else target or ():
+            ways *= mesh.shape[mesh_axis]
+        if size % ways:
+            raise ValueError(
+                f"{name}: axis {axis} of size {size} does not divide over {target}={ways} devices; "
+                "choose a mesh that divides it."
+            )
+    return NamedSharding(mesh, spec)
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...], mesh: Mesh | None) -> jax.Array:
+    """Keeps an activation sharded by its logical axes; does nothing without a mesh."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, sharding(mesh, axes))

@@ -1,0 +1,274 @@
+"""The whole story: problems -> traces -> verdicts -> rows -> checkpoint -> export -> scores -> report.
+
+A stage is done when its folder has a manifest. A manifest holds the fingerprint of the config sections and of the
+inputs that it was made from: the same ones are skipped, others are an error that shows the difference, never a mixture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxdistill import progress
+from jaxdistill.config import RunConfig, effective, fingerprint, with_baseline
+from jaxdistill.records import RunDir, read_manifest, write_manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of the story."""
+
+    name: str
+    folder: Callable[[RunDir], Path]
+    sections: Callable[[RunConfig], dict[str, Any]]
+    """The config sections that shape what comes out."""
+    inputs: tuple[str, ...]
+    """Stages whose manifests it is made from."""
+    function: str
+    """`module:function`, imported when it runs, so that the command line starts fast."""
+    per_student: bool = False
+    """Whether baselines have a folder of their own for it."""
+    always: bool = False
+    """Done anew each time: quick, and a view of everything else."""
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "problems",
+            lambda run: run.problems,
+            lambda c: {"problems": c.problems, "heldout": c.evaluate and c.evaluate.problems},
+            (),
+            "jaxdistill.traces.problems:problems",
+        ),
+        Stage(
+            "generate",
+            lambda run: run.traces,
+            lambda c: {"traces": c.traces},
+            ("problems",),
+            "jaxdistill.traces.collect:generate",
+        ),
+        Stage(
+            "verify",
+            lambda run: run.verdicts,
+            lambda c: {"verify": c.verify},
+            ("generate",),
+            "jaxdistill.verify.stage:verify",
+        ),
+        Stage(
+            "prepare",
+            lambda run: run.tokens,
+            lambda c: {"data": c.data, "tokenizer": [c.student.tokenizer, c.student.init, c.student.tokenizer_vocab]},
+            ("verify",),
+            "jaxdistill.data.prepare:prepare",
+            per_student=True,
+        ),
+        Stage(
+            "train",
+            lambda run: run.checkpoints,
+            lambda c: {"train": c.train, "student": c.student, "seed": c.seed},
+            ("prepare",),
+            "jaxdistill.train.loop:train",
+            per_student=True,
+        ),
+        Stage(
+            "export",
+            lambda run: run.export,
+            lambda c: {"export": c.export},
+            ("train",),
+            "jaxdistill.export.stage:export",
+            per_student=True,
+        ),
+        Stage(
+            "evaluate",
+            lambda run: run.evaluation,
+            lambda c: {"evaluate": c.evaluate, "baselines": c.baselines},
+            ("export",),
+            "jaxdistill.evals.evaluate:evaluate",
+        ),
+        Stage("report", lambda run: run.report, lambda c: {}, (), "jaxdistill.evals.report:report", always=True),
+    )
+}
+COMMANDS = {
+    "generate": ("problems", "generate"),
+    "verify": ("verify",),
+    "prepare": ("prepare",),
+    "train": ("train",),
+    "export": ("export",),
+    "evaluate": ("evaluate",),
+    "report": ("report",),
+}
+"""What each command does; `run` does them all, in this order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A stage of one student: the run's own (`student`), or a baseline's by its name."""
+
+    stage: Stage
+    student: str
+    config: RunConfig
+    run: RunDir
+    shared: RunDir
+
+    @property
+    def folder(self) -> Path:
+        return self.stage.folder(self.run)
+
+    @property
+    def title(self) -> str:
+        return self.stage.name + (f" ({self.student})" if self.student != "student" else "")
+
+    def input_hashes(self) -> dict[str, str]:
+        """Fingerprints of what this task reads.
+
+        Raises:
+          ValueError: a stage that it needs has not been run.
+        """
+        hashes = {}
+        for name in self.stage.inputs:
+            before = STAGES[name]
+            students = (
+                [self.student]
+                if self.stage.per_student or not before.per_student
+                else ["student", *self.config.baselines]
+            )
+            for student in students:
+                run = self.shared if not before.per_student or student == "student" else self.shared.baseline(student)
+                manifest = read_manifest(before.folder(run))
+                if manifest is None:
+                    raise ValueError(
+                        f"{self.title} needs `{name}`, which has not been run yet; run it first, or `jaxdistill run`."
+                    )
+                key = name if student == "student" else f"{name}:{student}"
+                hashes[key] = fingerprint(manifest["config_hash"], manifest["inputs"])
+        return hashes
+
+    def status(self) -> str:
+        """`to do` or `done`.
+
+        Raises:
+          ValueError: done, but from another config or other inputs.
+        """
+        manifest = read_manifest(self.folder)
+        if manifest is None or self.stage.always:
+            return "to do"
+        wanted = effective(self.stage.sections(self.config))
+        advice = f"use another run_dir, or `--redo {self.stage.name}` to replace it and all that follows from it"
+        changed = list(_differences(manifest["config"], wanted))
+        if changed:
+            raise ValueError(f"{self.folder} was made with another config ({'; '.join(changed[:4])}); {advice}.")
+        if manifest["inputs"] != self.input_hashes():
+            raise ValueError(
+                f"{self.folder} was made from other {', '.join(self.stage.inputs)} output than is there now; {advice}."
+            )
+        return "done"
+
+    def do(self) -> dict[str, Any]:
+        """Runs the stage and marks it finished."""
+        inputs = self.input_hashes()
+        module, name = self.stage.function.split(":")
+        function = getattr(importlib.import_module(module), name)
+        begun = time.monotonic()
+        counts = (
+            function(self.config, self.run, self.shared) if self.stage.per_student else function(self.config, self.run)
+        )
+        counts = {"wall_seconds": round(time.monotonic() - begun, 2)} | counts
+        sections = effective(self.stage.sections(self.config))
+        write_manifest(
+            self.folder,
+            stage=self.stage.name,
+            config=sections,
+            config_hash=fingerprint(sections),
+            inputs=inputs,
+            counts=counts,
+        )
+        return counts
+
+
+def tasks_of(config: RunConfig, stages: tuple[str, ...]) -> list[Task]:
+    """What there is to do for some stages: one task each, or one a student."""
+    shared = RunDir(Path(config.run_dir))
+    tasks = []
+    for name in stages:
+        stage = STAGES[name]
+        if stage.name == "evaluate" and config.evaluate is None:
+            continue
+        tasks.append(Task(stage, "student", config, shared, shared))
+        if stage.per_student:
+            for baseline in config.baselines:
+                tasks.append(Task(stage, baseline, with_baseline(config, baseline), shared.baseline(baseline), shared))
+    return tasks
+
+
+def run_command(command: str, config: RunConfig) -> None:
+    """Runs one command's stages; what is done already is said and skipped.
+
+    Raises:
+      ValueError: bad input, a stale stage, or another process at work in the run folder.
+    """
+    with _locked(Path(config.run_dir)):
+        for task in tasks_of(config, COMMANDS[command]):
+            if task.status() == "done":
+                progress.say(f"{task.title}: done before, in {task.folder}")
+                continue
+            progress.say(f"{task.title}: {task.folder}")
+            task.do()
+
+
+def redo(stage: str, config: RunConfig) -> None:
+    """Removes a stage's output and everything that follows from it, so that they are made anew."""
+    gone = {stage}
+    for later in STAGES.values():
+        if gone & set(later.inputs):
+            gone.add(later.name)
+    with _locked(Path(config.run_dir)):
+        for task in tasks_of(config, tuple(gone)):
+            if task.folder.exists():
+                progress.say(f"removing {task.folder}")
+                # the manifest first: a folder without one is unfinished, not wrong
+                (task.folder / "manifest.json").unlink(missing_ok=True)
+                shutil.rmtree(task.folder)
+
+
+def plan(config: RunConfig) -> list[tuple[str, str, str]]:
+    """(task, folder, `done` | `to do` | what is in the way), without doing anything."""
+    rows = []
+    for task in tasks_of(config, tuple(STAGES)):
+        try:
+            status = task.status()
+        except ValueError as error:
+            status = str(error)
+        rows.append((task.title, str(task.folder), status))
+    return rows
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time works in a run folder; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another jaxdistill process is at work there; wait for it, or use another run_dir."
+            ) from None
+        yield
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """`key: old -> new` for every value that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield f"{path}: {old} -> {new}"

@@ -1,0 +1,176 @@
+"""The process that vLLM runs in. Stands alone: the standard library and vLLM, no jaxdistill.
+
+`vllm_engine` starts it by path (`python vllm_worker.py DESCRIPTOR`), possibly with another environment's interpreter.
+One JSON line on stdin says what to do, JSON lines on DESCRIPTOR tell what came out:
+
+    in:   {"engine": EngineArgs, "sampling": {...}, "kv_cache_gib": 2, "in_flight": 512,
+           "prompts": [[token, ...], ...], "requests": [[id, index into prompts, seed], ...]}
+    out:  {"ready": seconds}, [id, output_ids, finish_reason, error] for each request, {"done": count};
+          {"failed": message} before an early end
+
+stdin stays open as long as the parent lives, and its end is the signal to die. vLLM's log goes to stdout and stderr.
+"""
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+import time
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    sys.path.pop(0)  # this file's folder: its neighbours must not shadow modules of vLLM's environment
+    die_with_parent()
+    out = int(sys.argv[1])
+    os.set_inheritable(out, False)
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        sys.exit("the parent ended before it had said what to do")
+    watchdog = start_watchdog(out)
+
+    def tell(*messages) -> None:
+        data = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
+        while data:
+            data = data[os.write(out, data) :]
+
+    def last_words(kind, error, traceback) -> None:
+        tell({"failed": f"{kind.__name__}: {error}"})
+        sys.__excepthook__(kind, error, traceback)
+
+    sys.excepthook = last_words
+    run(json.loads(line), tell)
+    os.kill(watchdog, signal.SIGKILL)
+    os.waitpid(watchdog, 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the engine is shut down; the interpreter would take seconds more to let go of torch
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to kill this process when its parent ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def start_watchdog(out: int) -> int:
+    """Forks a process that waits for the end of stdin, then kills its process group: vLLM's own children too.
+
+    A process, not a thread: a thread may wait for the interpreter's lock as long as a kernel runs.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    os.close(out)
+    while os.read(0, 4096):
+        pass
+    os.killpg(0, signal.SIGKILL)
+    os._exit(1)  # not reached
+
+
+def run(job: dict, tell) -> None:
+    start = time.monotonic()
+    arguments = job["engine"]
+    if is_cpu_build():
+        one_process = arguments["tensor_parallel_size"] * arguments["pipeline_parallel_size"] == 1
+        set_default(VLLM_CPU_KVCACHE_SPACE=job["kv_cache_gib"], OMP_WAIT_POLICY="PASSIVE")
+        if one_process:  # starts in half the time
+            set_default(VLLM_ENABLE_V1_MULTIPROCESSING=0)
+        arguments |= cpu_arguments(arguments["max_model_len"])
+    set_default(HF_HUB_OFFLINE=1, VLLM_NO_USAGE_STATS=1)
+    try:
+        from vllm import EngineArgs, LLMEngine
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error} in {sys.executable}; `pip install jaxdistill[vllm]`, or set vllm.python to where vLLM is"
+        ) from error
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    tell({"ready": time.monotonic() - start})
+    count = answer(engine, job, tell)
+    engine.engine_core.shutdown()
+    tell({"done": count})
+
+
+def is_cpu_build() -> bool:
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        try:
+            return "cpu" in importlib.metadata.version("vllm")
+        except importlib.metadata.PackageNotFoundError:
+            return False
+    return True
+
+
+def set_default(**variables) -> None:
+    """Environment variables that vLLM reads when it is imported; what the user has set stays."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, str(value))
+
+
+def cpu_arguments(max_model_len: int) -> dict:
+    """Whole prompts only: a seeded request whose prompt is cut in two fails on the CPU backend.
+
+    vLLM 0.32 winds such a request's generator back, and torch's CPU generators have no offset.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
+
+
+def answer(engine, job: dict, tell) -> int:
+    """Feeds the requests to the engine, a bounded number at a time, and tells of each as it finishes."""
+    waiting = iter(job["requests"])
+    left, in_flight = len(job["requests"]), 0
+    while left:
+        finished = []
+        while in_flight < job["in_flight"] and (request := next(waiting, None)):
+            identity, prompt, seed = request
+            try:
+                engine.add_request(
+                    identity, {"prompt_token_ids": job["prompts"][prompt]}, sampling_params(job["sampling"], seed)
+                )
+                in_flight += 1
+            except ValueError as error:
+                finished.append([identity, [], "error", " ".join(str(error).split())])
+                left -= 1
+        if in_flight:
+            ended = [to_message(output) for output in engine.step() if output.finished]
+            in_flight -= len(ended)
+            left -= len(ended)
+            finished += ended
+        tell(*finished)
+    return len(job["requests"])
+
+
+def sampling_params(sampling: dict, seed: int):
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    greedy = sampling["temperature"] == 0
+    return SamplingParams(
+        temperature=sampling["temperature"],
+        top_p=1.0 if greedy else sampling["top_p"],
+        max_tokens=sampling["max_tokens"],
+        stop_token_ids=sampling["stop_ids"],
+        seed=None if greedy else seed,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def to_message(output) -> list:
+    sample = output.outputs[0]
+    if sample.finish_reason in ("stop", "length"):
+        return [output.request_id, list(sample.token_ids), sample.finish_reason, None]
+    return [
+        output.request_id,
+        list(sample.token_ids),
+        "error",
+        f"vLLM ended it with finish_reason {sample.finish_reason}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The train step: a pure function of (state, batch).
+
+Dimension key: B rows, T tokens, M micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxdistill.losses import cross_entropy, shift
+from jaxdistill.models import Decoder, ModelConfig, init_model, param_shardings, params_of, with_params
+from jaxdistill.parallel import mesh as meshes
+
+State = dict[str, Any]
+"""`params`, `optimizer` and `step`: plain nested containers of arrays."""
+Batch = dict[str, jax.Array]
+"""`tokens`, `regions`, `segment_ids`, `positions`, each [B, T]."""
+
+
+def loss_sums(model: Decoder, batch: Batch, region_weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(sum of weighted -log p, {count, hits}) over a batch of packed rows.
+
+    Args:
+      region_weights: fp32 [3], the weight of prompt (0), thinking and answer tokens.
+    """
+    weights_BT = region_weights[batch["regions"].astype(jnp.int32)]
+    targets_BT, weights_BT = shift(batch["tokens"], weights_BT, batch["segment_ids"])
+    logits_BTV = model(batch["tokens"], batch["positions"], batch["segment_ids"])
+    total, count, hits = cross_entropy(logits_BTV, targets_BT, weights_BT)
+    return total, {"count": count, "hits": hits}
+
+
+def gradients(
+    model: Decoder, params: Any, batch: Batch, region_weights: jax.Array, micro_batches: int
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Gradient of (sum / count) over the whole batch, however many micro-batches it is taken in.
+
+    Returns:
+      (gradient, {loss, count, accuracy}). Sums are added over micro-batches first and divided once.
+    """
+
+    def sums(params: Any, part: Batch) -> tuple[Any, dict[str, jax.Array]]:
+        (total, more), gradient = jax.value_and_grad(
+            lambda p: loss_sums(with_params(model, p), part, region_weights), has_aux=True
+        )(params)
+        return gradient, {"total": total} | more
+
+    if micro_batches == 1:
+        gradient, found = sums(params, batch)
+    else:
+        parts = {k: v.reshape(micro_batches, -1, v.shape[1]) for k, v in batch.items()}
+        shapes = jax.eval_shape(sums, params, {k: v[0] for k, v in parts.items()})
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (gradient, found), _ = jax.lax.scan(
+            lambda carry, part: (jax.tree.map(jnp.add, carry, sums(params, part)), None), zero, parts
+        )
+    # a batch without a single trained token gives a zero gradient, not NaN
+    count = jnp.maximum(found["count"], 1e-9)
+    metrics = {"loss": found["total"] / count, "count": found["count"], "accuracy": found["hits"] / count}
+    return jax.tree.map(lambda g: g / count, gradient), metrics
+
+
+def make_step(
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    shardings: State,
+    *,
+    region_weights: tuple[float, float],
+    micro_batches: int,
+) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+    """The compiled step; the state's buffers are donated."""
+    weights = jnp.array((0.0, *region_weights), jnp.float32)
+
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        gradient, metrics = gradients(model, state["params"], batch, weights, micro_batches)
+        updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        return {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Where every array of the state lives: the optimizer's moments lie as their parameters do."""
+    params = param_shardings(config, mesh)
+    by_path = {tuple(k.key for k in path): s for path, s in jax.tree.leaves_with_path(params)}
+    shapes = jax.eval_shape(lambda: optimizer.init(params_of(init_model(config, 0))))
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def of(path: Any, leaf: Any) -> NamedSharding:
+        keys = tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))
+        matches = [s for own, s in by_path.items() if keys[-len(own) :] == own and leaf.ndim == len(s.spec)]
+        return matches[0] if matches else replicated
+
+    return {"params": params, "optimizer": jax.tree.map_with_path(of, shapes), "step": replicated}
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, shardings: State) -> State:
+    """The state before the first step; moments are created sharded."""
+    state = jax.jit(optimizer.init, out_shardings=shardings["optimizer"])(params)
+    return {"params": params, "optimizer": state, "step": jax.device_put(np.int32(0), shardings["step"])}
+
+
+def put_batch(rows_of: Callable[[slice], dict[str, np.ndarray]], shape: tuple[int, int], mesh: Mesh) -> Batch:
+    """A global batch on the mesh; every host reads the rows of its own devices only."""
+    where = meshes.sharding(mesh, ("batch", "sequence"), shape=shape, name="batch")
+    read: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+
+    def part(name: str, index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        first, last, _ = index[0].indices(shape[0])
+        if (first, last) not in read:
+            read[first, last] = rows_of(slice(first, last))
+        return read[first, last][name][:, index[1]]
+
+    names = ("tokens", "regions", "segment_ids", "positions")
+    return {n: jax.make_array_from_callback(shape, where, lambda i, n=n: part(n, i)) for n in names}

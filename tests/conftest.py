@@ -1,0 +1,42 @@
+"""What holds for every test: eight virtual CPU devices, strict JAX, no network, and types checked at every call.
+
+Types and shapes are checked through `--jaxtyping-packages`, see pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hypothesis
+import pytest
+
+OUTSIDE = dict(os.environ)
+"""The environment as it was before the settings below."""
+
+# JAX reads these when it is imported, so they have to be set before anything imports it
+if "jax" in sys.modules:
+    raise RuntimeError("jax was imported before tests/conftest.py; a pytest plugin does it: run with -p no:NAME.")
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["MPLBACKEND"] = "agg"
+
+# these hold for child processes too
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+os.environ.update(OFFLINE)
+
+# examples are the same in every run, and compiling on a busy machine is no failure
+hypothesis.settings.register_profile("jaxdistill", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("jaxdistill")
+
+
+@pytest.fixture
+def user_environment() -> dict[str, str]:
+    """For child processes that stand for a user's command (`jaxdistill run`, vLLM): without the tests' JAX settings."""
+    return OUTSIDE | OFFLINE

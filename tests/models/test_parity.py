@@ -1,0 +1,174 @@
+"""Logits and gradients against transformers, on random weights."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxdistill.export.hf import export_hf
+from jaxdistill.models import ModelConfig, init_model, load_hf, params_of, with_params
+from tests.models import tiny
+
+CASES = [("qwen2", False), ("qwen2", True), ("qwen3", False), ("qwen3", True), ("llama", False)]
+
+
+def tokens_of(shape, vocab=97, seed=0):
+    return np.random.default_rng(seed).integers(0, vocab, shape)
+
+
+@pytest.mark.parametrize(("family", "tie"), CASES)
+def test_logits_match_beyond_the_original_context(tmp_path, family, tie):
+    reference = tiny.make(family, tmp_path, tie=tie)
+    ids = tokens_of((2, 100))
+    with torch.no_grad():
+        want = reference(torch.from_numpy(ids)).logits.numpy()
+    got = load_hf(tmp_path)(jnp.asarray(ids))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+def test_bf16_is_within_bf16_error(tmp_path):
+    reference = tiny.make("qwen3", tmp_path, initializer_range=0.05)
+    ids = tokens_of((2, 64))
+    with torch.no_grad():
+        want = reference(torch.from_numpy(ids)).logits.numpy()
+    got = load_hf(tmp_path, dtype="bfloat16")(jnp.asarray(ids))
+    assert np.abs(got - want).mean() < 0.02 * np.abs(want).mean()
+
+
+def test_gradients_match_torch(tmp_path):
+    reference = tiny.make("qwen3", tmp_path)
+    ids = tokens_of((2, 33))
+    labels = torch.from_numpy(ids)
+    reference(labels, labels=labels).loss.backward()
+    model = load_hf(tmp_path)
+
+    def loss(params):
+        logits = with_params(model, params)(jnp.asarray(ids))[:, :-1]
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(ids)[:, 1:, None], axis=-1).mean()
+
+    gradient = jax.grad(loss)(params_of(model))
+    named = dict(reference.named_parameters())
+    for layer in range(3):
+        for ours, theirs in (("q", "self_attn.q_proj"), ("o", "self_attn.o_proj"), ("down", "mlp.down_proj")):
+            want = named[f"model.layers.{layer}.{theirs}.weight"].grad.numpy().T
+            np.testing.assert_allclose(gradient["layers"][ours][layer], want, atol=1e-4 * np.abs(want).max())
+    want = named["model.embed_tokens.weight"].grad.numpy()
+    np.testing.assert_allclose(gradient["embed"], want, atol=1e-4 * np.abs(want).max())
+
+
+def test_a_packed_row_equals_its_examples_alone(tmp_path):
+    tiny.make("qwen3", tmp_path)
+    model = load_hf(tmp_path)
+    a, b = tokens_of((1, 40)), tokens_of((1, 24), seed=1)
+    packed = np.concatenate([a, b, np.zeros((1, 4), int)], axis=1)
+    segments = np.array([[1] * 40 + [2] * 24 + [0] * 4])
+    positions = np.concatenate([np.arange(40), np.arange(24), np.zeros(4, int)])[None]
+    logits = model(jnp.asarray(packed), jnp.asarray(positions), jnp.asarray(segments))
+    np.testing.assert_allclose(logits[:, :40], model(jnp.asarray(a)), atol=2e-4)
+    np.testing.assert_allclose(logits[:, 40:64], model(jnp.asarray(b)), atol=2e-4)
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(("family", "tie"), CASES)
+def test_load_then_export_is_bit_identical(tmp_path, family, tie):
+    from safetensors.numpy import load_file
+    from transformers import AutoConfig
+
+    from jaxdistill.data.tokenizer import train_tokenizer
+
+    (tmp_path / "tokenizer").mkdir()
+    train_tokenizer(tmp_path / "tokenizer", ["some text"], 300)
+    tiny.make(family, tmp_path / "in", tie=tie)
+    export_hf(
+        load_hf(tmp_path / "in"),
+        tmp_path / "out",
+        tokenizer=tmp_path / "tokenizer",
+        card="card",
+        max_shard_bytes=40_000,
+    )
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    before = load_file(tmp_path / "in" / "model.safetensors")
+    after = {}
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        after |= load_file(file)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(after[name], tensor)
+    ours, theirs = AutoConfig.from_pretrained(tmp_path / "out"), AutoConfig.from_pretrained(tmp_path / "in")
+    for key in (
+        "model_type",
+        "hidden_size",
+        "num_key_value_heads",
+        "rope_parameters",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "vocab_size",
+    ):
+        assert getattr(ours, key) == getattr(theirs, key), key
+
+
+def test_remat_changes_nothing():
+    config = ModelConfig.from_hf(SMALL)
+    ids = jnp.asarray(tokens_of((2, 16)))
+    gradients = [
+        jax.grad(lambda p, model=model: with_params(model, p)(ids).std())(params_of(model))
+        for model in (init_model(config, 0), init_model(config, 0, remat="full"))
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *gradients)
+
+
+SMALL = {
+    "model_type": "qwen3",
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn'"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"num_key_value_heads": 3, "num_attention_heads": 4}, "do not share"),
+        ({"vocab_size": None}, "no vocab_size"),
+    ],
+)
+def test_what_would_change_the_numbers_is_an_error(change, message):
+    config = {k: v for k, v in (SMALL | change).items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_hf(config)
+
+
+def test_broken_checkpoints_are_named(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    tiny.make("qwen3", tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    save_file({k: v for k, v in whole.items() if k != "model.norm.weight"}, file)
+    with pytest.raises(ValueError, match=r"tensor model\.norm\.weight is missing"):
+        load_hf(tmp_path)
+    save_file(whole | {"model.norm.weight": np.ones(5, np.float32)}, file)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has shape \[5\]"):
+        load_hf(tmp_path)
+    save_file(whole | {"model.surprise": np.ones(5, np.float32)}, file)
+    with pytest.raises(ValueError, match=r"model\.surprise"):
+        load_hf(tmp_path)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        load_hf(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match="no weights"):
+        load_hf(tmp_path)

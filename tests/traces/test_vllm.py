@@ -1,0 +1,217 @@
+"""The engine `vllm`: real vLLM processes, as few as possible; and what is told when there can be none."""
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+import pytest
+
+from jaxdistill import config as configs
+from jaxdistill import tokenization
+from jaxdistill.demo.task import make_problems
+from jaxdistill.records import Problem, RunDir, Trace, read_records
+from jaxdistill.traces import collect, engines, vllm_engine
+from jaxdistill.traces.engines import Request, Sampling
+from jaxdistill.traces.problems import problems
+from tests.traces.tiny import checkpoint  # noqa: F401  (a fixture)
+
+VLLM = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, "kv_cache_gib": 1}
+ROOT = Path(__file__).parents[2]
+
+
+def make_config(folder, run_dir, **traces):
+    return configs.build(
+        {
+            "name": "test",
+            "run_dir": str(run_dir),
+            "problems": {"source": "demo", "count": 60},
+            "traces": {"engine": "vllm", "teacher": str(folder), "max_tokens": 60, "vllm": VLLM, **traces},
+            "data": {"row_tokens": 64},
+            "student": {"init": "demo"},
+            "train": {"batch_rows": 1, "steps": 1, "optimizer": {"learning_rate": 0.1}},
+        }
+    )
+
+
+def processes_of_session(leader):
+    """Ids of the living processes of a session (field 6 of /proc/PID/stat), zombies left out."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def worker_of(parent):
+    """The process id of a parent's worker."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return next(int(pid) for pid in children if b"vllm_worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def lines_of(file):
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def wait_until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+# ----------------------------------------------------------------------------------------------------- no vLLM needed
+
+# a worker that has done what `main` does before it imports vLLM, and has a child of its own
+BUSY_WORKER = """
+import os, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+import vllm_worker
+vllm_worker.die_with_parent()
+sys.stdin.buffer.readline()
+vllm_worker.start_watchdog(os.dup(1))
+subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL)
+print("started", flush=True)
+while True:
+    pass
+"""
+PARENT = """
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+worker.stdin.write(b"go\\n")
+worker.stdin.flush()
+assert worker.stdout.readline() == b"started\\n"
+print(worker.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_worker_and_its_children_die_with_the_parent():
+    command = [sys.executable, "-c", PARENT, "-c", BUSY_WORKER, vllm_engine.WORKER.parent]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        session = int(parent.stdout.readline())
+        assert len(processes_of_session(session)) == 3  # worker, watchdog, sleep
+        parent.kill()
+    assert wait_until(lambda: not processes_of_session(session))
+
+
+def one_request(folder, **vllm):
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=4, stop_ids=[2])
+    section = configs.VLLMConfig(**{**VLLM, **vllm})
+    return engines.generate("vllm", folder, [Request("a", [5, 6], 0)], sampling, vllm=section, batch=1)
+
+
+def test_an_environment_without_vllm_is_named(checkpoint, tmp_path):  # noqa: F811
+    venv.create(tmp_path / "empty", with_pip=False)
+    python = tmp_path / "empty" / "bin" / "python"
+    with pytest.raises(ValueError, match=r"No module named 'vllm'.*pip install jaxdistill\[vllm\]") as error:
+        list(one_request(checkpoint, python=str(python)))
+    assert str(python) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_interpreter_that_is_not_there_is_named(checkpoint):  # noqa: F811
+    with pytest.raises(ValueError, match=r"vllm\.python is /nowhere/python: no such file"):
+        list(one_request(checkpoint, python="/nowhere/python"))
+
+
+def test_a_worker_that_dies_leaves_its_last_words(checkpoint, tmp_path):  # noqa: F811
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "(EngineCore pid=7) ERROR RuntimeError: no memory left"\necho bye\nexit 3\n')
+    python.chmod(0o755)
+    with pytest.raises(ValueError, match=r"ended early \(see .*\.log\): RuntimeError: no memory left$"):
+        list(one_request(checkpoint, python=str(python)))
+
+
+def test_who_leaves_early_leaves_nothing_running(checkpoint, tmp_path):  # noqa: F811
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nsleep 600 &\necho '[\"a\", ['$$', 2], \"stop\", null]' > /dev/fd/$2\nwait\n")
+    python.chmod(0o755)
+    completions = one_request(checkpoint, python=str(python))
+    worker = next(completions).output_ids[0]
+    assert len(processes_of_session(worker)) == 2
+    completions.close()  # as an exception in the loop over them does
+    assert processes_of_session(worker) == []
+
+
+# -------------------------------------------------------------------------------------------------------- real vLLM
+
+
+@pytest.mark.vllm
+def test_greedy_tokens_are_those_of_transformers(checkpoint):  # noqa: F811
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tokenization.load_tokenizer(str(checkpoint))
+    prompts = [tokenization.render_prompt(tokenizer, question) for question, _, _ in make_problems(24, seed=5)]
+    requests = [Request(str(n), prompt, n) for n, prompt in enumerate(prompts)]
+    sampling = Sampling(
+        temperature=0.0, top_p=1.0, max_tokens=40, stop_ids=tokenization.stop_ids(checkpoint, tokenizer)
+    )
+    found = list(engines.generate("vllm", checkpoint, requests, sampling, vllm=configs.VLLMConfig(**VLLM), batch=1))
+    assert sorted(int(completion.id) for completion in found) == list(range(24))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    for completion in found:
+        prompt = torch.tensor([prompts[int(completion.id)]])
+        with torch.no_grad():
+            ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=40)
+        assert completion.output_ids == ids[0, prompt.shape[1] :].tolist()
+        assert completion.finish_reason == ("stop" if completion.output_ids[-1] == 2 else "length")
+
+
+KILLED_RUN = """
+import sys
+from tests.traces.test_vllm import make_config
+from jaxdistill.records import RunDir
+from jaxdistill.traces import collect
+from pathlib import Path
+collect.generate(make_config(sys.argv[1], sys.argv[2]), RunDir(Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.vllm
+def test_a_run_killed_half_way_ends_like_one_that_was_not(checkpoint, tmp_path):  # noqa: F811
+    """kill -9 of the parent takes vLLM's processes along; the resumed run draws the same samples in other batches."""
+    config, whole, killed = make_config(checkpoint, tmp_path), RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")
+    for run in (whole, killed):
+        problems(config, run)
+
+    # here with the engine in a process below the worker's, as it is on an accelerator
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", KILLED_RUN, checkpoint, killed.root]
+    journal = killed.traces / collect.JOURNAL
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as parent:
+        assert wait_until(lambda: parent.poll() is not None or lines_of(journal) > 10, 300)
+        session = worker_of(parent.pid)
+        assert len(processes_of_session(session)) >= 4  # worker, watchdog, engine core, its worker
+        parent.kill()
+    assert wait_until(lambda: not processes_of_session(session))
+
+    done = lines_of(journal) - 1
+    counts = collect.generate(config, killed)
+    assert counts["resumed"] == done
+    assert done < 60
+
+    counts = collect.generate(config, whole)
+    assert counts["samples"] == sum(counts["finished"].values()) == 60
+    assert counts["engine_start_seconds"] < counts["seconds"]
+    first, second = (list(read_records(run.traces, Trace)) for run in (whole, killed))
+    assert first == second
+    assert len({tuple(trace.output_ids) for trace in first}) == 60
+    assert [trace.problem_id for trace in first] == [p.id for p in read_records(whole.problems, Problem)]
+
+
+@pytest.mark.vllm
+def test_a_setting_that_vllm_refuses_is_told(checkpoint):  # noqa: F811
+    with pytest.raises(ValueError, match="quantization.*nonsense") as error:
+        list(one_request(checkpoint, quantization="nonsense"))
+    assert "\n" not in str(error.value)

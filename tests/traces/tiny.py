@@ -1,0 +1,94 @@
+"""Tiny checkpoints for tests: a small BPE tokenizer with a chat template, and a Qwen3 with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer(folder: Path, vocab_size: int = 448) -> int:
+    """Trains a byte-level BPE on demo problems and saves it; gives the number of tokens that it has."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from jaxdistill.demo.task import make_problems
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(
+        (f"{question}\n{solution}" for question, _, solution in make_problems(300, seed=0)), trainer
+    )
+    bpe.add_tokens(
+        [
+            AddedToken("<think>", special=False, normalized=False),
+            AddedToken("</think>", special=False, normalized=False),
+        ]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+    )
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def make_checkpoint(
+    folder: Path,
+    *,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 2,
+    kv_heads: int = 1,
+    head_dim: int = 32,
+    intermediate: int = 128,
+    vocab: int = 448,
+    context: int = 256,
+    spread: float = 0.2,
+) -> Path:
+    """Saves a random Qwen3 with tied embeddings.
+
+    Args:
+      head_dim: vLLM's CPU attention takes 32 at least.
+      spread: the weights' standard deviation; more makes the model surer of itself.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    size = make_tokenizer(folder, vocab)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=size,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        initializer_range=spread,
+        bos_token_id=None,
+        eos_token_id=2,
+        dtype="float32",
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that Transformers, vLLM and jaxdistill load; import it by name into a test module."""
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Everything that has to hold: ruff, the type checker (pyrefly) and pytest, in .venv, which is made if it is missing.
+# Needs Python 3.11 or newer and a network, once.
+#
+#     bash tools/test.sh                              all of it; ends with pytest's summary
+#     bash tools/test.sh ARGUMENTS FOR pytest         pytest alone, such as tests/losses -x, or -m "not vllm"
+set -uo pipefail
+cd "$(dirname "$0")/.."
+bash tools/install.sh dev || exit
+
+python=.venv/bin/python
+[ $# -eq 0 ] || exec "$python" -m pytest "$@"
+
+if [ ! -e .venv-vllm ] && ! compgen -G ".venv/lib/python3*/site-packages/vllm/__init__.py" >/dev/null; then
+    echo "vLLM has no build for this machine; leaving its tests out."
+    set -- -m "not vllm"
+fi
+
+failed=
+check() { # check WHAT COMMAND...: all of them run, so that one call tells everything
+    echo "== $1"
+    shift
+    "$@" || failed="$failed $3"
+}
+check "Style: ruff" "$python" -m ruff check .
+check "Types: pyrefly" "$python" -m pyrefly check
+check "Tests: pytest" "$python" -m pytest "$@"
+[ -z "$failed" ] || { echo "Failed:$failed" >&2; exit 1; }
