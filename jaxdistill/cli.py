@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,8 @@ from jaxdistill import pipeline, progress
 from jaxdistill.config import RunConfig, load, to_dict
 from jaxdistill.records import RunDir, read_manifest
 
+PARENT = "JAXDISTILL_PARENT"
+PR_SET_PDEATHSIG = 1
 HELP = {
     "run": "everything, from problems to report; skips what is done and goes on where it was stopped",
     "generate": "problems, and the teacher's traces of them",
@@ -114,7 +118,7 @@ def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug
         call = [sys.executable, "-m", "jaxdistill", command, config_path]
         for override in overrides:
             call += ["--set", override]
-        code = subprocess.call([*call, *(["--debug"] if debug else [])])
+        code = subprocess.call([*call, *(["--debug"] if debug else [])], env=os.environ | {PARENT: str(os.getpid())})
         if code:
             return code if code > 0 else 128 - code
     summary(config)
@@ -151,8 +155,19 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def die_with_parent() -> None:
+    """A stage that `run` started ends when `run` does, even by SIGKILL, so that nobody works on unseen (Linux)."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it had died before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def entry() -> None:
     """The console script."""
+    die_with_parent()
     # libraries that talk: progress and errors are ours
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

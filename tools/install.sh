@@ -32,9 +32,9 @@ usable() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 1
 find_python() {
     local name without_pip=
     for name in ${PYTHON:-$preferred python3 python3.12 python3.13 python3.11 python3.14 python}; do
-        command -v "$name" >/dev/null && usable "$name" || continue
+        usable "$name" || continue
         if "$name" -c 'import venv, ensurepip' 2>/dev/null; then
-            "$name" -c 'import sys; print(sys.executable)'
+            "$name" -c 'import sys; print(sys._base_executable)' # beneath a venv that is active
             return
         fi
         without_pip=$name
@@ -46,13 +46,15 @@ find_python() {
 
 show_progress() { # on a terminal, pip's current line; elsewhere nothing
     if [ -t 1 ]; then
-        awk '/^[A-Z]/ { printf "\r\033[K    %s", substr($0, 1, 72); fflush() } END { printf "\r\033[K" }'
+        awk '/^ *(Collecting|Downloading|Processing|Building|Installing) / { printf "\r\033[K    %s", substr($0, 1, 72); fflush() } END { printf "\r\033[K" }'
     else
         cat >/dev/null
     fi
 }
 
-# where pip was when it failed tells whether a half-installed package may be left
+# pip says so before it touches anything; before that, an interrupted or failed step leaves nothing half-installed
+had_begun() { grep -qs "^Installing collected packages" "$log"; }
+
 run_pip() { # run_pip WHAT PIP-ARGUMENTS...: one `pip install`, its output in the log
     local what=$1
     shift
@@ -62,7 +64,7 @@ run_pip() { # run_pip WHAT PIP-ARGUMENTS...: one `pip install`, its output in th
         rm "$unfinished"
         return
     fi
-    grep -q "^Installing collected packages" "$log" || rm "$unfinished"
+    had_begun || rm "$unfinished"
     return 1
 }
 
@@ -85,8 +87,9 @@ find_device() {
     # untested: no GPU or TPU was at hand
     if { [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; } && nvidia-smi -L >/dev/null 2>&1; then
         echo gpu
-    elif grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor && ls /dev/accel[0-9]* /dev/vfio/[0-9]* 2>/dev/null | grep -q .; then
-        echo tpu # 0x1ae0: PCI vendor Google
+    elif grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor && # PCI vendor Google
+        { compgen -G "/dev/accel[0-9]*" || compgen -G "/dev/vfio/[0-9]*"; } >/dev/null; then
+        echo tpu
     else
         echo cpu
     fi
@@ -107,7 +110,7 @@ take_lock() {
 }
 
 make_venv() {
-    if [ -e "$unfinished" ]; then
+    if [ -e "$unfinished" ] && had_begun; then
         say "The last install was interrupted; making .venv anew."
         rm -rf "$venv" .venv-vllm
     elif [ -e "$venv" ] && ! "$venv/bin/python" -c '' 2>/dev/null; then
@@ -118,7 +121,7 @@ make_venv() {
         [ "$(df -Pk . | awk 'NR == 2 { print $4 }')" -gt 5000000 ] || fail "less than 5 GB free in $root; make room and run this again."
         say "Making .venv with $base ($("$base" -V)); downloads about 0.9 GB and takes some 2 to 5 minutes."
         mkdir "$venv"
-        touch "$unfinished"
+        echo "Installing collected packages: pip, by venv" | tee "$unfinished" >"$log"
         "$base" -m venv "$venv" || fail "$base -m venv failed (see above); PYTHON=/path/to/another bash tools/... uses another Python."
         rm "$unfinished"
     fi
@@ -146,8 +149,8 @@ install_device() { # untested: no GPU or TPU was at hand
     local jax vllm
     jax=$(sed -n 's/^jax==//p' tools/requirements/core.txt)
     case $device in
-        gpu) install "JAX for NVIDIA GPUs" "jax[cuda13]==$jax" && vllm=vllm==0.32.0 ;;
-        tpu) install "JAX for TPUs" "jax[tpu]==$jax" && vllm=vllm-tpu==0.32.0 ;;
+        gpu) install "JAX for NVIDIA GPUs" "jax[cuda13]==$jax" && vllm="vllm==0.32.0" ;;
+        tpu) install "JAX for TPUs" "jax[tpu]==$jax" && vllm="vllm-tpu==0.32.0" ;;
     esac
     [ -x .venv-vllm/bin/python ] || "$base" -m venv .venv-vllm || fail "$base -m venv .venv-vllm failed (see above)."
     python=$root/.venv-vllm/bin/python

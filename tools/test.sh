@@ -5,7 +5,7 @@
 #     bash tools/test.sh                              all of it; ends with pytest's summary
 #     bash tools/test.sh ARGUMENTS FOR pytest         pytest alone, such as tests/losses -x, or -m "not vllm"
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 bash tools/install.sh dev || exit
 
 python=.venv/bin/python

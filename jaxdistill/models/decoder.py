@@ -67,7 +67,7 @@ def run_layer(
     h = layers.rms_norm(x_BTE, p["attention_norm"], c.rms_norm_eps)
     q, k, v = (layers.matmul(h, p[n], dtype) for n in ("q", "k", "v"))
     if c.qkv_bias:
-        q, k, v = q + p["q_bias"], k + p["k_bias"], v + p["v_bias"]
+        q, k, v = (x + layers.last_axis(p[n], x.ndim) for x, n in ((q, "q_bias"), (k, "k_bias"), (v, "v_bias")))
     q = q.reshape(B, T, c.num_heads, c.head_dim)
     k = k.reshape(B, T, c.num_kv_heads, c.head_dim)
     v = v.reshape(B, T, c.num_kv_heads, c.head_dim)

@@ -56,7 +56,12 @@ def _dot(a, b, contract, dtype):
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last axis, in fp32."""
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * last_axis(scale, x.ndim)
+
+
+def last_axis(vector: jax.Array, ndim: int) -> jax.Array:
+    """A vector as an array of `ndim` axes that lies along the last: ranks are never promoted silently."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
 def rope_tables(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:

@@ -114,14 +114,14 @@ def _collect(
     """Draws what the journal does not have yet. Gives the timings, which are about these samples alone."""
     missing = [item.request for item in work if item.request.id not in journal.done]
     if len(missing) < len(work):
-        say(f"generate: {len(work) - len(missing):,} of {len(work):,} samples are in the journal already")
+        say(f"  {len(work) - len(missing):,} of {len(work):,} samples are in the journal already")
     sampling = Sampling(
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=config.max_tokens,
         stop_ids=tokenization.stop_ids(checkpoint, tokenizer),
     )
-    start = ready = time.monotonic()
+    start = ready = last = time.monotonic()
 
     def is_ready() -> None:
         nonlocal ready
@@ -135,12 +135,12 @@ def _collect(
         for completion in completions:
             journal.add(completion)
             tokens += len(completion.output_ids)
-            update(len(journal.done), f"{tokens / max(time.monotonic() - ready, 1e-9):,.0f} tokens/s")
-    end = time.monotonic()
+            last = time.monotonic()
+            update(len(journal.done), f"{tokens / max(last - ready, 1e-9):,.0f} tokens/s")
     return {
-        "seconds": round(end - start, 2),
+        "seconds": round(time.monotonic() - start, 2),
         "engine_start_seconds": round(ready - start, 2),
-        "tokens_per_second": round(tokens / (end - ready), 1) if tokens else 0.0,
+        "tokens_per_second": round(tokens / (last - ready), 1) if last > ready else 0.0,
     }
 
 
@@ -212,7 +212,7 @@ def _summary(traces: list[Trace], **more: int) -> dict[str, Any]:
     finished = dict(sorted(Counter(trace.finish_reason for trace in traces).items()))
     tokens = sum(len(trace.output_ids) for trace in traces)
     say(
-        f"generate: {len(traces):,} traces ({', '.join(f'{count:,} {reason}' for reason, count in finished.items())})"
+        f"  {len(traces):,} traces ({', '.join(f'{count:,} {reason}' for reason, count in finished.items())})"
         + (f", {tokens:,} tokens" if tokens else "")
     )
     return {"samples": len(traces), "finished": finished, "output_tokens": tokens, **more}

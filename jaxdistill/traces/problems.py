@@ -33,7 +33,7 @@ def problems(config: RunConfig, run: RunDir) -> dict[str, Any]:
     counts["without_answer"] = sum(problem.answer is None for problem in training)
     held = f", {len(heldout):,} held out" if heldout else ""
     dropped = f" ({in_heldout:,} that are held out left out of training)" if in_heldout else ""
-    say(f"problems: {len(training):,} to learn from ({config.problems.source}){held}{dropped}")
+    say(f"  {len(training):,} to learn from ({config.problems.source}){held}{dropped}")
     return counts
 
 

@@ -171,7 +171,7 @@ def _messages(process: subprocess.Popen[bytes], pipe: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _log_file(log: Path | None) -> Iterator[Path]:
-    """An existing file for the worker's output; a temporary one is removed if all goes well."""
+    """An existing file for the worker's output; a temporary one is kept only if an error tells people to look at it."""
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
@@ -179,8 +179,15 @@ def _log_file(log: Path | None) -> Iterator[Path]:
         return
     handle, name = tempfile.mkstemp(prefix="jaxdistill-vllm-", suffix=".log")
     os.close(handle)
-    yield Path(name)
-    Path(name).unlink()
+    keep = False
+    try:
+        yield Path(name)
+    except ValueError:
+        keep = True
+        raise
+    finally:
+        if not keep:
+            Path(name).unlink()
 
 
 # ------------------------------------------------------------------------------------------------- what went wrong
@@ -208,5 +215,6 @@ def _last_error(lines: list[str]) -> str | None:
 
 
 def _shorten(text: str, limit: int = 400) -> str:
-    text = " ".join(text.split())
+    text = re.sub(r"^ValidationError: .*? for \w+ (Value error, )?", "", " ".join(text.split()))
+    text = text.split(" [type=")[0]  # pydantic's dump of all that it was given
     return text if len(text) <= limit else text[: limit - 4] + " ..."

@@ -127,7 +127,7 @@ def count_yield(candidates: list[Candidate], rejected: list[str | None], gold: d
 
 def print_yield(counts: dict[str, Any], config: VerifyConfig) -> None:
     """Prints the waterfall: one line a step, with what fell at it."""
-    progress.say(f"verify: {counts['traces']:,} traces of {counts['problems']:,} problems")
+    progress.say(f"  {counts['traces']:,} traces of {counts['problems']:,} problems")
     for step, names in _STEPS.items():
         if step == "correct" and not config.answer:
             continue

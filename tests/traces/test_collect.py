@@ -135,7 +135,7 @@ def test_what_changed_since_the_journal_was_begun_is_named(run, checkpoint, engi
     collect.generate(make_config(checkpoint), run)
     with pytest.raises(ValueError, match=r"traces\.temperature was 1\.0, is 0\.5\. Set them back"):
         collect.generate(make_config(checkpoint, temperature=0.5), run)
-    with pytest.raises(ValueError, match="traces.suffix was .*; the rendered prompts changed"):
+    with pytest.raises(ValueError, match=r"traces\.suffix was .*; the rendered prompts changed"):
         collect.generate(make_config(checkpoint, suffix=" Think."), run)
     fake = engine()
     # how it is computed is no reason to lose what there is
@@ -159,7 +159,7 @@ def test_vllm_is_held_to_its_own_limit(checkpoint):  # noqa: F811
     config = make_config(checkpoint, vllm={"max_model_len": 40}).traces
     request = engines.Request("set:1/plain/0", list(range(20)), 0)
     sampling = engines.Sampling(temperature=1.0, top_p=1.0, max_tokens=32, stop_ids=[2])
-    with pytest.raises(ValueError, match="a prompt of 20 tokens .* > 40"):
+    with pytest.raises(ValueError, match=r"a prompt of 20 tokens .* > 40"):
         engines.generate("vllm", checkpoint, [request], sampling, vllm=config.vllm, batch=1)
     assert list(engines.generate("vllm", checkpoint, [], sampling, vllm=config.vllm, batch=1)) == []
     with pytest.raises(ValueError, match="engine 'llama' is not known; known are jax, vllm"):

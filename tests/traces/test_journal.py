@@ -60,7 +60,7 @@ def test_another_header_is_refused_with_what_changed(tmp_path):
     path = tmp_path / "journal.jsonl"
     write(path, range(2))
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="other settings: traces.temperature was 0.7, is 1.0") as error:
+    with pytest.raises(ValueError, match=r"other settings: traces\.temperature was 0\.7, is 1\.0") as error:
         Journal(path, HEADER | {"traces.temperature": 1.0})
     assert "the problems" not in str(error.value)
     assert f"remove {tmp_path}" in str(error.value)

@@ -1,9 +1,7 @@
 """The engine `vllm`: real vLLM processes, as few as possible; and what is told when there can be none."""
 
 import contextlib
-import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from jaxdistill import config as configs
-from jaxdistill import tokenization
-from jaxdistill.demo.task import make_problems
 from jaxdistill.records import Problem, RunDir, Trace, read_records
 from jaxdistill.traces import collect, engines, vllm_engine
 from jaxdistill.traces.engines import Request, Sampling
 from jaxdistill.traces.problems import problems
-from tests.traces.tiny import checkpoint  # noqa: F401  (a fixture)
+from tests.traces.tiny import assert_greedy, checkpoint, demo_requests  # noqa: F401  (a fixture among them)
 
 VLLM = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, "kv_cache_gib": 1}
 ROOT = Path(__file__).parents[2]
@@ -84,7 +80,8 @@ while True:
 """
 PARENT = """
 import subprocess, sys
-worker = subprocess.Popen([sys.executable, *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+worker = subprocess.Popen([sys.executable, *sys.argv[1:]], **pipes, start_new_session=True)
 worker.stdin.write(b"go\\n")
 worker.stdin.flush()
 assert worker.stdout.readline() == b"started\\n"
@@ -104,24 +101,24 @@ def test_a_worker_and_its_children_die_with_the_parent():
     assert wait_until(lambda: not processes_of_session(session))
 
 
-def one_request(folder, **vllm):
+def one_request(folder, log, **vllm):
     sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=4, stop_ids=[2])
     section = configs.VLLMConfig(**{**VLLM, **vllm})
-    return engines.generate("vllm", folder, [Request("a", [5, 6], 0)], sampling, vllm=section, batch=1)
+    return engines.generate("vllm", folder, [Request("a", [5, 6], 0)], sampling, vllm=section, batch=1, log=log)
 
 
 def test_an_environment_without_vllm_is_named(checkpoint, tmp_path):  # noqa: F811
     venv.create(tmp_path / "empty", with_pip=False)
     python = tmp_path / "empty" / "bin" / "python"
     with pytest.raises(ValueError, match=r"No module named 'vllm'.*pip install jaxdistill\[vllm\]") as error:
-        list(one_request(checkpoint, python=str(python)))
+        list(one_request(checkpoint, tmp_path / "vllm.log", python=str(python)))
     assert str(python) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_an_interpreter_that_is_not_there_is_named(checkpoint):  # noqa: F811
+def test_an_interpreter_that_is_not_there_is_named(checkpoint, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match=r"vllm\.python is /nowhere/python: no such file"):
-        list(one_request(checkpoint, python="/nowhere/python"))
+        list(one_request(checkpoint, tmp_path / "vllm.log", python="/nowhere/python"))
 
 
 def test_a_worker_that_dies_leaves_its_last_words(checkpoint, tmp_path):  # noqa: F811
@@ -129,18 +126,18 @@ def test_a_worker_that_dies_leaves_its_last_words(checkpoint, tmp_path):  # noqa
     python.write_text('#!/bin/sh\necho "(EngineCore pid=7) ERROR RuntimeError: no memory left"\necho bye\nexit 3\n')
     python.chmod(0o755)
     with pytest.raises(ValueError, match=r"ended early \(see .*\.log\): RuntimeError: no memory left$"):
-        list(one_request(checkpoint, python=str(python)))
+        list(one_request(checkpoint, tmp_path / "vllm.log", python=str(python)))
 
 
 def test_who_leaves_early_leaves_nothing_running(checkpoint, tmp_path):  # noqa: F811
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nsleep 600 &\necho '[\"a\", ['$$', 2], \"stop\", null]' > /dev/fd/$2\nwait\n")
     python.chmod(0o755)
-    completions = one_request(checkpoint, python=str(python))
+    completions = one_request(checkpoint, tmp_path / "vllm.log", python=str(python))
     worker = next(completions).output_ids[0]
     assert len(processes_of_session(worker)) == 2
     completions.close()  # as an exception in the loop over them does
-    assert processes_of_session(worker) == []
+    assert wait_until(lambda: not processes_of_session(worker), 5)
 
 
 # -------------------------------------------------------------------------------------------------------- real vLLM
@@ -148,24 +145,9 @@ def test_who_leaves_early_leaves_nothing_running(checkpoint, tmp_path):  # noqa:
 
 @pytest.mark.vllm
 def test_greedy_tokens_are_those_of_transformers(checkpoint):  # noqa: F811
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    tokenizer = tokenization.load_tokenizer(str(checkpoint))
-    prompts = [tokenization.render_prompt(tokenizer, question) for question, _, _ in make_problems(24, seed=5)]
-    requests = [Request(str(n), prompt, n) for n, prompt in enumerate(prompts)]
-    sampling = Sampling(
-        temperature=0.0, top_p=1.0, max_tokens=40, stop_ids=tokenization.stop_ids(checkpoint, tokenizer)
-    )
+    requests, sampling = demo_requests(checkpoint, 24, temperature=0.0)
     found = list(engines.generate("vllm", checkpoint, requests, sampling, vllm=configs.VLLMConfig(**VLLM), batch=1))
-    assert sorted(int(completion.id) for completion in found) == list(range(24))
-    model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    for completion in found:
-        prompt = torch.tensor([prompts[int(completion.id)]])
-        with torch.no_grad():
-            ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=40)
-        assert completion.output_ids == ids[0, prompt.shape[1] :].tolist()
-        assert completion.finish_reason == ("stop" if completion.output_ids[-1] == 2 else "length")
+    assert_greedy(checkpoint, requests, sampling, found)
 
 
 KILLED_RUN = """
@@ -211,7 +193,7 @@ def test_a_run_killed_half_way_ends_like_one_that_was_not(checkpoint, tmp_path):
 
 
 @pytest.mark.vllm
-def test_a_setting_that_vllm_refuses_is_told(checkpoint):  # noqa: F811
-    with pytest.raises(ValueError, match="quantization.*nonsense") as error:
-        list(one_request(checkpoint, quantization="nonsense"))
+def test_a_setting_that_vllm_refuses_is_told(checkpoint, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match=r"quantization.*nonsense") as error:
+        list(one_request(checkpoint, tmp_path / "vllm.log", quantization="nonsense"))
     assert "\n" not in str(error.value)

@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from jaxdistill import tokenization
+from jaxdistill.demo.task import make_problems
+from jaxdistill.traces.engines import Completion, Request, Sampling
+
+EOS = 2
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -16,8 +22,6 @@ def make_tokenizer(folder: Path, vocab_size: int = 448) -> int:
     """Trains a byte-level BPE on demo problems and saves it; gives the number of tokens that it has."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-
-    from jaxdistill.demo.task import make_problems
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -81,7 +85,7 @@ def make_checkpoint(
         tie_word_embeddings=True,
         initializer_range=spread,
         bos_token_id=None,
-        eos_token_id=2,
+        eos_token_id=EOS,
         dtype="float32",
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
@@ -92,3 +96,39 @@ def make_checkpoint(
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that Transformers, vLLM and jaxdistill load; import it by name into a test module."""
     return make_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+def demo_requests(folder: Path, count: int, *, temperature: float) -> tuple[list[Request], Sampling]:
+    """Rendered demo problems, for responses of up to 40 tokens; several tokens end one, as eos alone would not."""
+    tokenizer = tokenization.load_tokenizer(str(folder))
+    prompts = [tokenization.render_prompt(tokenizer, question) for question, _, _ in make_problems(count, seed=5)]
+    requests = [Request(str(number), prompt, 100 + number) for number, prompt in enumerate(prompts)]
+    stop_ids = sorted({*tokenization.stop_ids(folder, tokenizer), *range(20, 448, 40)})
+    return requests, Sampling(temperature=temperature, top_p=1.0, max_tokens=40, stop_ids=stop_ids)
+
+
+def assert_greedy(folder: Path, requests: list[Request], sampling: Sampling, found: list[Completion]) -> None:
+    """Every request was answered once, with the tokens that Transformers finds, and some of both endings."""
+    answers = {completion.id: completion for completion in found}
+    assert len(found) == len(answers) == len(requests)
+    expected = greedy_of_transformers(folder, [request.prompt_ids for request in requests], sampling)
+    for request, output_ids in zip(requests, expected, strict=True):
+        assert answers[request.id].output_ids == output_ids
+        assert answers[request.id].finish_reason == ("stop" if output_ids[-1] in sampling.stop_ids else "length")
+    assert {completion.finish_reason for completion in found} == {"stop", "length"}
+
+
+def greedy_of_transformers(folder: Path, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+    """What Transformers adds to each prompt, in fp32 and one at a time, the stop token included."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    options = {"do_sample": False, "max_new_tokens": sampling.max_tokens, "eos_token_id": sampling.stop_ids}
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            both = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        answers.append(both[0, len(prompt) :].tolist())
+    return answers

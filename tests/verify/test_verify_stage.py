@@ -134,7 +134,7 @@ def test_counts_are_the_waterfall(tmp_path, capsys):
     }
     assert sum(counts["rejected"].values()) + counts["kept"] == counts["traces"]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "verify: 11 traces of 3 problems"
+    assert lines[0] == "  11 traces of 3 problems"
     assert lines[1] == "  finished             9   81.8%  - 1 failed, 1 truncated"
     assert lines[-1] == "  problems with a kept trace: 1"
 

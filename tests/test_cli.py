@@ -1,0 +1,141 @@
+"""The command line: what it says, and how it fails."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jaxdistill import cli
+from jaxdistill.config import build, load, to_dict, with_baseline
+from tests.helpers import TINY, tiny_config
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "jaxdistill", *map(str, arguments)], capture_output=True, text=True, **options
+    )
+
+
+def fails(capsys, *arguments) -> str:
+    assert cli.main([str(a) for a in arguments]) == 1
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
+def test_help_has_examples():
+    output = run("--help").stdout
+    assert "jaxdistill run configs/quickstart.yaml" in output
+    for command in ("run", "generate", "verify", "prepare", "train", "export", "evaluate", "report", "show"):
+        assert f"    {command} " in output
+
+
+def test_no_such_file(capsys, tmp_path):
+    line = fails(capsys, "run", tmp_path / "no.yaml")
+    assert "no such file" in line
+
+
+def test_broken_yaml(capsys, tmp_path):
+    (tmp_path / "a.yaml").write_text("a: [1")
+    assert "not valid YAML" in fails(capsys, "run", tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("just text")
+    assert "expected a mapping" in fails(capsys, "run", tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batch_row=3", "unknown key train.batch_row; did you mean batch_rows?"),
+        ("trian.steps=3", "unknown key trian; did you mean train?"),
+        ("train.batch_rows=many", "train.batch_rows is 'many'"),
+        ("train.optimizer.learning_rate=0", "train.optimizer.learning_rate is 0.0; set it above 0"),
+        ("traces.engine=llama", "input should be 'vllm', 'jax' or 'import'"),
+        ("traces.engine=jax", "traces.engine: jax needs `traces.teacher`"),
+        ("train.epochs=1", "exactly one of `epochs` and `steps`"),
+        ("train.micro_batches=3", "not a multiple of train.micro_batches=3"),
+        ("student.init=x", "exactly one of `init`"),
+        ("problems.count=0", "problems: count is 0"),
+        ("nothing", "write it as key=value"),
+    ],
+)
+def test_bad_config_is_one_line_and_leaves_nothing(capsys, tmp_path, override, message):
+    assert message in fails(capsys, "run", tiny_config(tmp_path), "--set", override)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_problem_set(capsys, tmp_path):
+    (tmp_path / "p.jsonl").write_text("")
+    config = tiny_config(tmp_path, problems={"source": "jsonl", "path": str(tmp_path / "p.jsonl")})
+    line = fails(capsys, "generate", config)
+    assert "p.jsonl" in line
+    assert not list((tmp_path / "run" / "problems").glob("*.parquet"))
+
+
+def test_a_teacher_without_weights(capsys, tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text("{}")
+    config = tiny_config(tmp_path, traces={"engine": "jax", "teacher": str(tmp_path / "teacher")})
+    assert "no weights" in fails(capsys, "generate", config)
+    config = tiny_config(tmp_path, traces={"engine": "jax", "teacher": str(tmp_path / "nowhere")})
+    assert "no such folder" in fails(capsys, "generate", config)
+
+
+def test_a_stage_before_its_input(capsys, tmp_path):
+    assert "train needs `prepare`, which has not been run yet" in fails(capsys, "train", tiny_config(tmp_path))
+    assert "nothing prepared yet" in fails(capsys, "show", tiny_config(tmp_path))
+
+
+def test_dry_run_does_nothing(tmp_path):
+    result = run("run", tiny_config(tmp_path), "--dry-run", "--set", "train.steps=7")
+    assert result.returncode == 0
+    assert "steps: 7" in result.stdout
+    assert "to do" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_do_not_share_a_run(capsys, tmp_path):
+    from jaxdistill.pipeline import _locked
+
+    with _locked(tmp_path / "run"):
+        assert "another jaxdistill process" in fails(capsys, "generate", tiny_config(tmp_path))
+
+
+def test_a_stage_dies_with_the_run_that_started_it(tmp_path):
+    """SIGKILL to `run` alone: the stage's process must not work on unseen."""
+    config = tiny_config(tmp_path, train=TINY["train"] | {"steps": 100_000})
+    process = subprocess.Popen([sys.executable, "-m", "jaxdistill", "run", str(config)], stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "checkpoints" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1.0)
+    size = metrics.stat().st_size
+    time.sleep(1.5)
+    assert metrics.stat().st_size == size
+
+
+def test_config_round_trips_and_baselines_differ_where_they_say():
+    data = TINY | {"run_dir": "x", "baselines": {"short": {"data.response": "answer", "train.steps": 5}}}
+    config = build(data)
+    assert build(to_dict(config)) == config
+    baseline = with_baseline(config, "short")
+    assert (baseline.data.response, baseline.train.steps) == ("answer", 5)
+    assert baseline.problems == config.problems
+    with pytest.raises(ValueError, match=r"baselines\.short: traces\.samples cannot differ"):
+        build(data | {"baselines": {"short": {"traces.samples": 2}}})
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_recipe_is_valid(path):
+    assert load(path).name == yaml.safe_load(path.read_text())["name"]
+    assert path.read_text().startswith("#")
