@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from jaxdistill.records import RunDir, read_manifest
 
 PARENT = "JAXDISTILL_PARENT"
 PR_SET_PDEATHSIG = 1
+# XLA asks for its buffers anew at every step; large pages save the page faults (on 2 CPU cores: 135 -> 114 ms a step)
+MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 HELP = {
     "run": "everything, from problems to report; skips what is done and goes on where it was stopped",
     "generate": "problems, and the teacher's traces of them",
@@ -118,7 +121,8 @@ def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug
         call = [sys.executable, "-m", "jaxdistill", command, config_path]
         for override in overrides:
             call += ["--set", override]
-        code = subprocess.call([*call, *(["--debug"] if debug else [])], env=os.environ | {PARENT: str(os.getpid())})
+        environment = MEMORY | os.environ | {PARENT: str(os.getpid())}
+        code = subprocess.call([*call, *(["--debug"] if debug else [])], env=environment)
         if code:
             return code if code > 0 else 128 - code
     summary(config)
@@ -172,4 +176,5 @@ def entry() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("absl").setLevel(logging.ERROR)
     sys.exit(main())

@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, dataclass_transform
 
@@ -72,7 +74,11 @@ class VLLMConfig:
     quantization: str | None = None
     enable_prefix_caching: bool = True
     python: str | None = None
-    """Interpreter of an environment with vLLM in it; ours, if absent."""
+    """Interpreter of an environment with vLLM in it; if absent, that of JAXDISTILL_VLLM_PYTHON, or else our own."""
+
+    @property
+    def interpreter(self) -> str:
+        return self.python or os.environ.get("JAXDISTILL_VLLM_PYTHON") or sys.executable
 
 
 @section
@@ -251,7 +257,7 @@ class ExportConfig:
     check: Literal["transformers", "none"] = "transformers"
     """Reload with transformers and compare logits, before the folder gets its final name."""
     serve: bool = False
-    """Start `vllm serve` on the export and let it answer one held-out problem."""
+    """Start vLLM's server on the student's export and let it answer one held-out problem."""
     port: int = 0
     """Of that server; 0 takes a free one."""
 

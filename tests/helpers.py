@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
-            "head_dim": 16,
+            "head_dim": 32,
             "max_position_embeddings": 256,
         },
     },

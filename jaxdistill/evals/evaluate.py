@@ -7,6 +7,7 @@ not sampled again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -160,16 +161,17 @@ def _sample(
 
     found: dict[str, engines.Completion] = {}
     tokens = 0
-    with bar(subject.name, len(requests)) as update:
-        for completion in engines.generate(
-            settings.engine,
-            subject.checkpoint,
-            requests,
-            sampling,
-            vllm=settings.vllm,
-            batch=settings.batch,
-            ready=ready,
-        ):
+    completions = engines.generate(
+        settings.engine,
+        subject.checkpoint,
+        requests,
+        sampling,
+        vllm=settings.vllm,
+        batch=settings.batch,
+        ready=ready,
+    )
+    with bar(subject.name, len(requests)) as update, contextlib.closing(completions):
+        for completion in completions:
             found[completion.id] = completion
             tokens += len(completion.output_ids)
             update(len(found), f"{tokens / max(time.monotonic() - started, 1e-9):,.0f} tokens/s")

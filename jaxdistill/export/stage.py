@@ -53,7 +53,7 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         f"  step {step:,}: {counts['tensors']} tensors, {counts['bytes'] / 1e6:.1f} MB "
         f"in {counts['files']} file(s){difference}"
     )
-    if config.export.serve:
+    if config.export.serve and run == shared:
         counts["served"] = serve_once(config, run, shared, port)
     return counts
 
@@ -63,7 +63,7 @@ def serve_once(config: RunConfig, run: RunDir, shared: RunDir, port: int) -> dic
     folder = shared.problems / "heldout"
     problem: Problem = next(iter(read_records(folder if folder.is_dir() else shared.problems, Problem)))
     with check.vllm_server(
-        run.export, port=port, log=run.root / "vllm-serve.log", python=config.traces.vllm.python
+        run.export, port=port, log=run.root / "vllm-serve.log", python=config.traces.vllm.interpreter
     ) as url:
         answer = check.ask(url, problem.prompt + config.data.suffix, max_tokens=config.traces.max_tokens)
     progress.say(f"  served by vLLM: {problem.prompt}\n{answer}\n  (gold answer: {problem.answer})")

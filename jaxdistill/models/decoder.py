@@ -23,6 +23,10 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B, T, H * D]: full attention, or attention to a cache."""
 
 
+UNROLLED = 4
+"""Models of up to this many layers are not looped over (3 layers, width 128, on 2 CPU cores: 103 -> 90 ms a step)."""
+
+
 class Layers(nnx.Module):
     """The parameters of all L decoder layers, and the computation of one."""
 
@@ -145,7 +149,11 @@ class Decoder(nnx.Module):
             return meshes.constrain(x, activations, self.mesh), None
 
         x = meshes.constrain(self.embed[...][tokens_BT], activations, self.mesh)
-        x, _ = jax.lax.scan(jax.checkpoint(body) if self.remat == "full" else body, x, self.layer_params())
+        # a few layers compile as fast unrolled, and run faster: a loop's buffers are copied in and out
+        unroll = self.config.num_layers <= UNROLLED
+        x, _ = jax.lax.scan(
+            jax.checkpoint(body) if self.remat == "full" else body, x, self.layer_params(), unroll=unroll
+        )
         return layers.rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
     def project(self, hidden_BTE: Float[Array, "B T E"]) -> Float[Array, "B T V"]:

@@ -14,7 +14,6 @@ import re
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,7 +46,7 @@ def generate(
     done, failure = False, None
     with _log_file(log) as path:
         start_of_log = path.stat().st_size
-        with _worker(vllm.python or sys.executable, path) as (process, pipe):
+        with _worker(vllm.interpreter, path) as (process, pipe):
             _send(process, make_job(checkpoint, requests, sampling, vllm))
             for message in _messages(process, pipe):
                 match message:

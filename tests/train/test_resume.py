@@ -59,7 +59,7 @@ def test_killed_and_resumed_is_bitwise_the_same(undisturbed, tmp_path):
                 break
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     output = finish(train(tmp_path))
     assert "going on from the checkpoint at step" in output
     want, got = parameters(undisturbed), parameters(tmp_path)
