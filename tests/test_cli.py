@@ -139,3 +139,10 @@ def test_config_round_trips_and_baselines_differ_where_they_say():
 def test_every_recipe_is_valid(path):
     assert load(path).name == yaml.safe_load(path.read_text())["name"]
     assert path.read_text().startswith("#")
+
+
+def test_the_readme_config_is_valid():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    block = readme[readme.index("    name: mine") :].split("\n\n")[0]
+    config = build(yaml.safe_load("\n".join(line[4:] for line in block.splitlines())))
+    assert config.student.init == "Qwen/Qwen2.5-0.5B-Instruct"

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from jaxdistill import pipeline
 from jaxdistill.config import RunConfig, load
-from jaxdistill.records import RunDir, Score, Trace, Verdict, read_records
+from jaxdistill.records import RunDir, Score, Trace, Verdict, read_manifest, read_records
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,19 +50,18 @@ def kill_everything(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def kill_in(task: pipeline.Task, process: subprocess.Popen, delay_s: float) -> str:
-    """Waits until a stage is at work, and a little longer, then kills the run; says what was found."""
-    while process.poll() is None and not (task.folder.exists() and any(task.folder.iterdir())):
-        time.sleep(0.02)
-    deadline = time.monotonic() + delay_s
-    while process.poll() is None and time.monotonic() < deadline and not (task.folder / "manifest.json").exists():
+def kill_in(task: pipeline.Task, process: subprocess.Popen, log: Path, after_s: float) -> str:
+    """Waits until a stage says that it begins, and `after_s` longer, then kills the run; says what was found."""
+    read = log.stat().st_size
+    begins = f"{task.title}: {task.folder}".encode()
+    while process.poll() is None and begins not in log.read_bytes()[read:]:
         time.sleep(0.01)
-    finished = (task.folder / "manifest.json").exists()
-    over = process.poll() is not None
+    deadline = time.monotonic() + after_s
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    over, finished = process.poll() is not None, read_manifest(task.folder) is not None
     kill_everything(process)
-    return (
-        "the run had ended" if over else "just after its end" if finished else f"{delay_s:.1f} s after its first file"
-    )
+    return "the run had ended" if over else "just after its end" if finished else f"after {after_s:.2f} s of it"
 
 
 def differences(config: RunConfig, a: RunDir, b: RunDir) -> list[str]:
@@ -85,6 +84,10 @@ def differences(config: RunConfig, a: RunDir, b: RunDir) -> list[str]:
     return found
 
 
+def disturbed_to_undisturbed(path: Path, disturbed: Path, undisturbed: Path) -> Path:
+    return undisturbed / path.relative_to(disturbed)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", type=Path, default=ROOT / "configs" / "quickstart.yaml")
@@ -102,14 +105,19 @@ def main() -> int:
         return start(arguments.config, run_dir, arguments.overrides, folder / f"{run_dir.name}.log")
 
     begun = time.monotonic()
-    if go(undisturbed).wait():
+    if go(undisturbed).wait():  # goes on, if an earlier call made it already
         print(f"the undisturbed run failed; see {folder / 'undisturbed.log'}")
         return 1
     print(f"undisturbed: {time.monotonic() - begun:.0f} s")
     config = load(arguments.config, [*arguments.overrides, f"run_dir={disturbed}"])
     for task in pipeline.tasks_of(config, tuple(pipeline.STAGES)):
-        what = kill_in(task, go(disturbed), rng.uniform(0.0, 6.0))
-        print(f"killed -9 in {task.title}: {what}", flush=True)
+        manifest = read_manifest(disturbed_to_undisturbed(task.folder, disturbed, undisturbed))
+        assert manifest is not None
+        takes = manifest["counts"]["wall_seconds"]
+        log = folder / f"{disturbed.name}.log"
+        log.touch()
+        what = kill_in(task, go(disturbed), log, takes * rng.uniform(0.1, 0.9))
+        print(f"killed -9 in {task.title} (which takes {takes:.1f} s): {what}", flush=True)
     if go(disturbed).wait():
         print(f"the last run failed; see {folder / 'disturbed.log'}")
         return 1

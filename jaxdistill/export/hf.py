@@ -52,6 +52,7 @@ def export_hf(
 
 def _write_tensors(model: Decoder, folder: Path, dtype: np.dtype, max_shard_bytes: int) -> dict[str, Any]:
     """Plans the shards from shapes, then fetches and writes one shard at a time."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     params, config = params_of(model), model.config
@@ -75,7 +76,10 @@ def _write_tensors(model: Decoder, folder: Path, dtype: np.dtype, max_shard_byte
             value = np.asarray(array if layer is None else array[layer])
             tensors[name] = np.ascontiguousarray(value.T if entry.transposed else value).astype(dtype)
             weight_map[name] = file
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        try:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # its words for a full or read-only disk
+            raise ValueError(f"{folder}/{file}: {error}; nothing was exported.") from None
     if len(plan) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
