@@ -21,12 +21,16 @@ VLLM = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, "kv_cache
 ROOT = Path(__file__).parents[2]
 
 
+SAMPLES = 400
+"""So many that a kill after the first few comes before the last, on a fast machine too."""
+
+
 def make_config(folder, run_dir, **traces):
     return configs.build(
         {
             "name": "test",
             "run_dir": str(run_dir),
-            "problems": {"source": "demo", "count": 60},
+            "problems": {"source": "demo", "count": SAMPLES},
             "traces": {"engine": "vllm", "teacher": str(folder), "max_tokens": 60, "vllm": VLLM, **traces},
             "data": {"row_tokens": 64},
             "student": {"init": "demo"},
@@ -181,14 +185,14 @@ def test_a_run_killed_half_way_ends_like_one_that_was_not(checkpoint, tmp_path):
     done = lines_of(journal) - 1
     counts = collect.generate(config, killed)
     assert counts["resumed"] == done
-    assert done < 60
+    assert done < SAMPLES
 
     counts = collect.generate(config, whole)
-    assert counts["samples"] == sum(counts["finished"].values()) == 60
+    assert counts["samples"] == sum(counts["finished"].values()) == SAMPLES
     assert counts["engine_start_seconds"] < counts["seconds"]
     first, second = (list(read_records(run.traces, Trace)) for run in (whole, killed))
     assert first == second
-    assert len({tuple(trace.output_ids) for trace in first}) == 60
+    assert len({tuple(trace.output_ids) for trace in first}) == SAMPLES
     assert [trace.problem_id for trace in first] == [p.id for p in read_records(whole.problems, Problem)]
 
 
