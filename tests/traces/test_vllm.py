@@ -192,7 +192,8 @@ def test_a_run_killed_half_way_ends_like_one_that_was_not(checkpoint, tmp_path):
     assert counts["engine_start_seconds"] < counts["seconds"]
     first, second = (list(read_records(run.traces, Trace)) for run in (whole, killed))
     assert first == second
-    assert len({tuple(trace.output_ids) for trace in first}) == SAMPLES
+    # seeds differ, and so do samples; a few that stop at once may coincide
+    assert len({tuple(trace.output_ids) for trace in first}) > 0.9 * SAMPLES
     assert [trace.problem_id for trace in first] == [p.id for p in read_records(whole.problems, Problem)]
 
 
