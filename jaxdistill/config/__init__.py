@@ -1,0 +1,44 @@
+"""Configuration: one frozen dataclass per YAML section, read strictly.
+
+`load(path, overrides)` turns a YAML file and `--set key=value` strings into a `RunConfig`. An unknown key fails and
+names the nearest known one; every section checks its own values, so a stage never sees a config that cannot work.
+"""
+
+from jaxdistill.config.loading import build, effective, fingerprint, load, to_dict, with_baseline
+from jaxdistill.config.sections import (
+    ArchitectureConfig,
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    MeshConfig,
+    OptimizerConfig,
+    ProblemsConfig,
+    RunConfig,
+    StudentConfig,
+    TracesConfig,
+    TrainConfig,
+    VerifyConfig,
+    VLLMConfig,
+)
+
+__all__ = [
+    "ArchitectureConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "MeshConfig",
+    "OptimizerConfig",
+    "ProblemsConfig",
+    "RunConfig",
+    "StudentConfig",
+    "TracesConfig",
+    "TrainConfig",
+    "VLLMConfig",
+    "VerifyConfig",
+    "build",
+    "effective",
+    "fingerprint",
+    "load",
+    "to_dict",
+    "with_baseline",
+]
