@@ -221,7 +221,7 @@ class TrainConfig:
     optimizer: OptimizerConfig
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Inputs of matrix products; results, parameters and sums are always fp32."""
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "attention", "dots", "full"] = "none"
     mesh: MeshConfig = MeshConfig()
     checkpoint_every: int = 100
     keep_checkpoints: int = 2

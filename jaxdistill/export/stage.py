@@ -29,7 +29,7 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     """
     port = check.free_port(config.export.port) if config.export.serve else 0  # a busy port is said before any work
     mesh = make_mesh({"fsdp": -1} if len(jax.devices()) > 1 else {})
-    model_config = ModelConfig(**json.loads((run.checkpoints / "model.json").read_text()))
+    model_config = ModelConfig.from_hf(json.loads((run.checkpoints / "model.json").read_text()))
     model = abstract_model(model_config)
     step, params = load_params(run.checkpoints, params_of(model), param_shardings(model_config, mesh))
     model = with_params(model, params)

@@ -3,85 +3,155 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-FAMILIES = {
-    "qwen2": {"architecture": "Qwen2ForCausalLM", "qkv_bias": True, "qk_norm": False},
-    "qwen3": {"architecture": "Qwen3ForCausalLM", "qkv_bias": False, "qk_norm": True},
-    "llama": {"architecture": "LlamaForCausalLM", "qkv_bias": False, "qk_norm": False},
+from jaxdistill.models.rope import Rope
+
+GLOBAL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """What every model of a family has in common, and transformers' defaults for keys that a config leaves out."""
+
+    architecture: str
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sandwich_norms: bool = False
+    """Norms after attention and MLP too, before each is added to the residual."""
+    norm_offset: bool = False
+    """Norm weights are stored as their distance from 1."""
+    scaled_embedding: bool = False
+    activation: str = "silu"
+    head_dim: int | None = None
+    """None: width / heads."""
+    theta: float = 10000.0
+    tied: bool = False
+    max_positions: int = 32768
+
+
+FAMILIES: Mapping[str, Family] = {
+    "qwen2": Family(architecture="Qwen2ForCausalLM", qkv_bias=True),
+    "qwen3": Family(architecture="Qwen3ForCausalLM", qk_norm=True, head_dim=128),
+    "llama": Family(architecture="LlamaForCausalLM", max_positions=2048),
+    "mistral": Family(architecture="MistralForCausalLM", max_positions=131072),
+    "smollm3": Family(architecture="SmolLM3ForCausalLM", theta=2e6, tied=True),
+    "gemma3_text": Family(
+        architecture="Gemma3ForCausalLM",
+        qk_norm=True,
+        sandwich_norms=True,
+        norm_offset=True,
+        scaled_embedding=True,
+        activation="gelu_pytorch_tanh",
+        head_dim=256,
+        theta=1e6,
+        tied=True,
+        max_positions=131072,
+    ),
 }
 
 # keys that change the numbers, and the only value of each that is computed here
 _ONLY = {
-    "hidden_act": "silu",
-    "use_sliding_window": False,
     "mlp_bias": False,
-    "attention_bias": False,
     "pretraining_tp": 1,
     "attention_dropout": 0.0,
     "quantization_config": None,
+    "attn_logit_softcapping": None,  # transformers' Gemma 3 reads it and does not apply it
+    "use_bidirectional_attention": False,
 }
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """What may differ from layer to layer, and is known when the model is compiled."""
+
+    window: int | None = None
+    """A token sees this many tokens, itself included; all earlier ones if None."""
+    rope: Rope | None
+    """None: a layer without positions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape and switches of a decoder-only transformer (pre-norm, RMSNorm, rotary positions, gated SiLU MLP)."""
+    """Shape and switches of a decoder-only transformer (pre-norm, RMSNorm, rotary positions, gated MLP)."""
 
     model_type: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rope_theta: float
     rms_norm_eps: float
     max_position_embeddings: int
     tie_embeddings: bool
+    kinds: tuple[LayerKind, ...]
+    """One a layer."""
+    query_scale: float
+    """Factor on the attention scores."""
+    attention_bias: bool = False
+    """Biases on q, k, v and o; Qwen2 has those on q, k and v without it."""
+    final_softcap: float | None = None
+    """c * tanh(logits / c)."""
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.kinds)
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
 
     @property
     def qkv_bias(self) -> bool:
-        return bool(FAMILIES[self.model_type]["qkv_bias"])
-
-    @property
-    def qk_norm(self) -> bool:
-        return bool(FAMILIES[self.model_type]["qk_norm"])
+        return self.family.qkv_bias or self.attention_bias
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any], where: str = "config.json") -> ModelConfig:
+    def from_hf(cls, config: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         """Reads a Hugging Face config.
 
         Raises:
           ValueError: an unsupported family, or a key whose value would change the numbers.
         """
-        family = config.get("model_type")
-        if family not in FAMILIES:
-            raise ValueError(f"{where}: model_type {family!r} is not supported; known are {', '.join(FAMILIES)}.")
+        model_type = config.get("model_type")
+        if model_type not in FAMILIES:
+            hint = " (its text part alone is gemma3_text)" if model_type == "gemma3" else ""
+            raise ValueError(
+                f"{where}: model_type {model_type!r}{hint} is not supported; known are {', '.join(FAMILIES)}."
+            )
+        family = FAMILIES[model_type]
+        activation = config.get("hidden_activation" if model_type == "gemma3_text" else "hidden_act")
+        if activation not in (None, family.activation):
+            raise ValueError(
+                f"{where}: activation {activation!r} is not supported (only {family.activation!r} in {model_type})."
+            )
         for key, only in _ONLY.items():
-            if config.get(key, only) != only:
+            if config.get(key, only) not in (only, None):
                 raise ValueError(
                     f"{where}: {key}={config[key]!r} is not supported (only {only!r}); the logits would be wrong."
                 )
-        required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        missing = [key for key in required if key not in config]
+        missing = [key for key in _REQUIRED if config.get(key) is None]
         if missing:
-            raise ValueError(f"{where}: no {', '.join(missing)}; it is not a complete {family} config.")
+            raise ValueError(f"{where}: no {', '.join(missing)}; it is not a complete {model_type} config.")
         heads = config["num_attention_heads"]
+        head_dim = config.get("head_dim") or family.head_dim or config["hidden_size"] // heads
         made = cls(
-            model_type=family,
+            model_type=model_type,
             vocab_size=config["vocab_size"],
             hidden_size=config["hidden_size"],
             intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
             num_heads=heads,
             num_kv_heads=config.get("num_key_value_heads") or heads,
-            # Qwen3's default is not width / heads
-            head_dim=config.get("head_dim") or (128 if family == "qwen3" else config["hidden_size"] // heads),
-            rope_theta=_rope_theta(config, where),
+            head_dim=head_dim,
             rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            max_position_embeddings=config.get("max_position_embeddings", 32768),
-            tie_embeddings=config.get("tie_word_embeddings", False),
+            max_position_embeddings=config.get("max_position_embeddings") or family.max_positions,
+            tie_embeddings=config.get("tie_word_embeddings", family.tied),
+            kinds=_kinds(model_type, config, where),
+            query_scale=(config.get("query_pre_attn_scalar", 256) if model_type == "gemma3_text" else head_dim) ** -0.5,
+            attention_bias=model_type != "qwen2" and bool(config.get("attention_bias")),
+            final_softcap=config.get("final_logit_softcapping") if model_type == "gemma3_text" else None,
         )
         made.check(where)
         return made
@@ -98,7 +168,7 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` that transformers (4 and 5) and vLLM read back to the same model."""
         config = {
-            "architectures": [FAMILIES[self.model_type]["architecture"]],
+            "architectures": [self.family.architecture],
             "model_type": self.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -107,31 +177,122 @@ class ModelConfig:
             "num_attention_heads": self.num_heads,
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
-            "hidden_act": "silu",
             "rms_norm_eps": self.rms_norm_eps,
             "max_position_embeddings": self.max_position_embeddings,
-            "rope_theta": self.rope_theta,  # read by transformers 4
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},  # read by transformers 5
             "tie_word_embeddings": self.tie_embeddings,
             "attention_dropout": 0.0,
             "initializer_range": 0.02,
             "use_cache": True,
         }
-        if self.model_type in ("qwen3", "llama"):
-            config["attention_bias"] = False
-        if self.model_type in ("qwen2", "qwen3"):
-            config["use_sliding_window"] = False
-        if self.model_type == "llama":
+        if self.model_type != "gemma3_text":
+            config["hidden_act"] = self.family.activation
+        if self.model_type in ("qwen3", "llama", "smollm3", "gemma3_text"):
+            config["attention_bias"] = self.attention_bias
+        if self.model_type in ("llama", "smollm3"):
             config["mlp_bias"] = False
-        return config
+        return config | self._rope_to_hf() | self._windows_to_hf() | self._gemma_to_hf()
+
+    def _rope_to_hf(self) -> dict[str, Any]:
+        """Positions for transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`)."""
+        ropes = {GLOBAL if k.window is None else SLIDING: k.rope for k in self.kinds if k.rope}
+        if self.model_type == "gemma3_text":
+            wide, near = ropes.get(GLOBAL, Rope(theta=1e6)), ropes.get(SLIDING, Rope())
+            scaling = wide.to_hf() if wide.kind != "default" else None
+            return {
+                "rope_parameters": {GLOBAL: wide.to_hf(), SLIDING: near.to_hf()},
+                "rope_theta": wide.theta,
+                "rope_local_base_freq": near.theta,
+                "rope_scaling": {k: v for k, v in scaling.items() if k != "rope_theta"} if scaling else None,
+            }
+        rope = next(iter(ropes.values()), Rope())
+        scaled = {k: v for k, v in rope.to_hf().items() if k != "rope_theta"} if rope.kind != "default" else None
+        found = {"rope_theta": rope.theta, "rope_parameters": rope.to_hf()}
+        return found | ({"rope_scaling": scaled} if scaled else {})
+
+    def _windows_to_hf(self) -> dict[str, Any]:
+        windows = [k.window for k in self.kinds]
+        window = next((w for w in windows if w), None)
+        types = [SLIDING if w else GLOBAL for w in windows]
+        if self.model_type in ("qwen2", "qwen3"):
+            # transformers 4 reads how many leading layers see everything
+            leading = next((i for i, w in enumerate(windows) if w), self.num_layers)
+            return {
+                "use_sliding_window": window is not None,
+                "sliding_window": window,
+                "max_window_layers": leading,
+                "layer_types": types,
+            }
+        if self.model_type == "mistral":
+            return {"sliding_window": window}
+        if self.model_type == "gemma3_text":
+            return {"sliding_window": window or 4096, "layer_types": types}
+        if self.model_type == "smollm3":
+            return {
+                "use_sliding_window": window is not None,
+                "sliding_window": window,
+                "layer_types": types,
+                "no_rope_layers": [int(k.rope is not None) for k in self.kinds],
+            }
+        return {}
+
+    def _gemma_to_hf(self) -> dict[str, Any]:
+        if self.model_type != "gemma3_text":
+            return {}
+        return {
+            "hidden_activation": self.family.activation,
+            "query_pre_attn_scalar": round(self.query_scale**-2),
+            "final_logit_softcapping": self.final_softcap,
+            "attn_logit_softcapping": None,
+        }
 
 
-def _rope_theta(config: dict[str, Any], where: str) -> float:
-    """The base of plain rotary positions; scaled ones are refused."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind != "default":
-        raise ValueError(
-            f"{where}: rope type {kind!r} is not supported yet (only 'default'); the logits would be wrong."
-        )
-    return float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+def _kinds(model_type: str, config: Mapping[str, Any], where: str) -> tuple[LayerKind, ...]:
+    """Window and positions of every layer."""
+    count = config["num_hidden_layers"]
+    windows = _windows(model_type, config, where)
+    family = FAMILIES[model_type]
+    given = config.get("rope_parameters") or {}
+    theta = float(config.get("rope_theta") or family.theta)
+    positions = config.get("original_max_position_embeddings") or (
+        config.get("max_position_embeddings") or family.max_positions
+    )
+    if model_type == "gemma3_text":
+        wide = given.get(GLOBAL) or config.get("rope_scaling") or {}
+        near = given.get(SLIDING) or {}
+        local = Rope.from_hf(near, float(config.get("rope_local_base_freq") or 10000.0), positions, where)
+        rope = Rope.from_hf(wide, theta, positions, where)
+        return tuple(LayerKind(window=w, rope=local if w else rope) for w in windows)
+    rope = Rope.from_hf(given or config.get("rope_scaling") or {}, theta, positions, where)
+    with_rope = [1] * count
+    if model_type == "smollm3":
+        every = config.get("no_rope_layer_interval") or 4
+        with_rope = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
+        if len(with_rope) < count:
+            raise ValueError(f"{where}: no_rope_layers names {len(with_rope)} of {count} layers.")
+    return tuple(LayerKind(window=w, rope=rope if r else None) for w, r in zip(windows, with_rope, strict=False))
+
+
+def _windows(model_type: str, config: Mapping[str, Any], where: str) -> list[int | None]:
+    """Sliding window of every layer, as transformers derives it."""
+    count, window = config["num_hidden_layers"], config.get("sliding_window")
+    types: list[str] | None = config.get("layer_types")
+    if model_type == "llama":
+        return [None] * count
+    if model_type == "mistral":
+        return [config.get("sliding_window", 4096)] * count
+    if model_type == "gemma3_text":
+        window = 4096 if window is None else window
+        every = config.get("sliding_window_pattern") or 6
+        types = types or [SLIDING if (i + 1) % every else GLOBAL for i in range(count)]
+    elif not config.get("use_sliding_window"):
+        return [None] * count
+    elif model_type == "smollm3":
+        every = config.get("no_rope_layer_interval") or 4
+        with_rope = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
+        types = types or [GLOBAL if r else SLIDING for r in with_rope]
+    else:
+        leading = config.get("max_window_layers", 28)
+        types = types or [SLIDING if i >= leading else GLOBAL for i in range(count)]
+    if len(types) != count or set(types) - {GLOBAL, SLIDING}:
+        raise ValueError(f"{where}: layer_types must name {GLOBAL!r} or {SLIDING!r} for each of {count} layers.")
+    return [window if t == SLIDING else None for t in types]

@@ -6,17 +6,19 @@ The layers are stacked along a leading axis L and scanned, so that depth costs n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.models import layers
-from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.config import LayerKind, ModelConfig
+from jaxdistill.models.rope import Rope
 from jaxdistill.parallel import mesh as meshes
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -26,9 +28,18 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 UNROLLED = 4
 """Models of up to this many layers are not looped over (3 layers, width 128, on 2 CPU cores: 103 -> 93 ms a step)."""
 
+REMAT: dict[str, Any] = {
+    "none": None,
+    "attention": jax.checkpoint_policies.save_only_these_names("attended"),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What the backward pass finds saved of each layer: everything; its input and what attention gave (the default for
+models that do not fit otherwise); its input and every matrix product; its input alone."""
+
 
 class Layers(nnx.Module):
-    """The parameters of all L decoder layers, and the computation of one."""
+    """The parameters of all L decoder layers, stacked, by name."""
 
     def __init__(self, config: ModelConfig, key: jax.Array):
         c, L = config, config.num_layers
@@ -44,7 +55,8 @@ class Layers(nnx.Module):
             return nnx.Param(jnp.full((L, size), fill, jnp.float32), axes=("layers", axis))
 
         q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        self.attention_norm = vector(c.hidden_size, "norm", 1.0)
+        one = 0.0 if c.family.norm_offset else 1.0
+        self.attention_norm = vector(c.hidden_size, "norm", one)
         self.q = matrix(c.hidden_size, q_size, ("embed", "heads"))
         self.k = matrix(c.hidden_size, kv_size, ("embed", "kv_heads"))
         self.v = matrix(c.hidden_size, kv_size, ("embed", "kv_heads"))
@@ -53,37 +65,72 @@ class Layers(nnx.Module):
             self.q_bias = vector(q_size, "heads", 0.0)
             self.k_bias = vector(kv_size, "kv_heads", 0.0)
             self.v_bias = vector(kv_size, "kv_heads", 0.0)
-        if c.qk_norm:
-            self.q_norm = vector(c.head_dim, "norm", 1.0)
-            self.k_norm = vector(c.head_dim, "norm", 1.0)
-        self.mlp_norm = vector(c.hidden_size, "norm", 1.0)
+        if c.attention_bias:
+            self.o_bias = vector(c.hidden_size, "norm", 0.0)
+        if c.family.qk_norm:
+            self.q_norm = vector(c.head_dim, "norm", one)
+            self.k_norm = vector(c.head_dim, "norm", one)
+        self.mlp_norm = vector(c.hidden_size, "norm", one)
         self.gate = matrix(c.hidden_size, c.intermediate_size, ("embed", "mlp"))
         self.up = matrix(c.hidden_size, c.intermediate_size, ("embed", "mlp"))
         self.down = matrix(c.intermediate_size, c.hidden_size, ("mlp", "embed"), shrink)
+        if c.family.sandwich_norms:
+            self.post_attention_norm = vector(c.hidden_size, "norm", one)
+            self.post_mlp_norm = vector(c.hidden_size, "norm", one)
 
 
 def run_layer(
-    p: dict[str, jax.Array], config: ModelConfig, x_BTE: jax.Array, rope: Any, attend: Attend, dtype: Any
+    p: Mapping[str, jax.Array], config: ModelConfig, x_BTE: jax.Array, rope: Any, attend: Attend, dtype: Any
 ) -> jax.Array:
-    """One layer, from its parameters `p` (the slices of `Layers`' arrays): attention, then MLP, each added to x."""
+    """One layer, from its parameters `p` (slices of `Layers`' arrays): attention, then MLP, each added to x.
+
+    Args:
+      rope: tables of `layers.rope_tables`; None in a layer without positions.
+    """
     c = config
     B, T, _ = x_BTE.shape
-    h = layers.rms_norm(x_BTE, p["attention_norm"], c.rms_norm_eps)
-    q, k, v = (layers.matmul(h, p[n], dtype) for n in ("q", "k", "v"))
-    if c.qkv_bias:
-        q, k, v = (x + layers.last_axis(p[n], x.ndim) for x, n in ((q, "q_bias"), (k, "k_bias"), (v, "v_bias")))
-    q = q.reshape(B, T, c.num_heads, c.head_dim)
-    k = k.reshape(B, T, c.num_kv_heads, c.head_dim)
-    v = v.reshape(B, T, c.num_kv_heads, c.head_dim)
-    if c.qk_norm:
-        q = layers.rms_norm(q, p["q_norm"], c.rms_norm_eps)
-        k = layers.rms_norm(k, p["k_norm"], c.rms_norm_eps)
-    attended = attend(layers.apply_rope(q, rope), layers.apply_rope(k, rope), v)
-    x_BTE = x_BTE + layers.matmul(attended, p["o"], dtype)
 
-    h = layers.rms_norm(x_BTE, p["mlp_norm"], c.rms_norm_eps)
-    gated = jax.nn.silu(layers.matmul(h, p["gate"], dtype)) * layers.matmul(h, p["up"], dtype)
-    return x_BTE + layers.matmul(gated, p["down"], dtype)
+    def linear(name: str, x: jax.Array) -> jax.Array:
+        y = layers.matmul(x, p[name], dtype)
+        bias = p.get(f"{name}_bias")
+        return y if bias is None else y + layers.last_axis(bias, y.ndim)
+
+    def norm(name: str, x: jax.Array) -> jax.Array:
+        return layers.rms_norm(x, p[name] + 1.0 if c.family.norm_offset else p[name], c.rms_norm_eps)
+
+    h = norm("attention_norm", x_BTE)
+    q = linear("q", h).reshape(B, T, c.num_heads, c.head_dim)
+    k = linear("k", h).reshape(B, T, c.num_kv_heads, c.head_dim)
+    v = linear("v", h).reshape(B, T, c.num_kv_heads, c.head_dim)
+    if c.family.qk_norm:
+        q, k = norm("q_norm", q), norm("k_norm", k)
+    if rope is not None:
+        q, k = layers.apply_rope(q, rope), layers.apply_rope(k, rope)
+    h = linear("o", checkpoint_name(attend(q, k, v), "attended"))
+    x_BTE = x_BTE + (norm("post_attention_norm", h) if c.family.sandwich_norms else h)
+
+    h = norm("mlp_norm", x_BTE)
+    h = linear("down", layers.ACTIVATIONS[c.family.activation](linear("gate", h)) * linear("up", h))
+    return x_BTE + (norm("post_mlp_norm", h) if c.family.sandwich_norms else h)
+
+
+def runs_of(kinds: Sequence[LayerKind]) -> list[tuple[int, int, int]]:
+    """Cuts the layers into runs (first layer, period, repeats) of one repeating pattern, which can be scanned.
+
+    Alike layers are one run of period 1; five local layers and a global one, again and again, one of period 6.
+    """
+    found, at = [], 0
+    while at < len(kinds):
+        best = (1, 1)
+        for period in range(1, 9):
+            repeats = 1
+            while kinds[at : at + period] == kinds[at + period * repeats : at + period * (repeats + 1)]:
+                repeats += 1
+            if repeats > 1 and period * repeats > best[0] * best[1]:
+                best = (period, repeats)
+        found.append((at, *best))
+        at += best[0] * best[1]
+    return found
 
 
 class Decoder(nnx.Module):
@@ -92,7 +139,7 @@ class Decoder(nnx.Module):
     Attributes:
       config: its shape.
       dtype: of the matrix products' inputs; parameters, sums and logits are fp32.
-      remat: `none` keeps every activation for the backward pass, `full` only each layer's input.
+      remat: a policy of `REMAT`: which activations are kept for the backward pass.
       mesh: if set, activations are kept sharded over it.
     """
 
@@ -110,7 +157,9 @@ class Decoder(nnx.Module):
         shape = (config.vocab_size, config.hidden_size)
         self.embed = nnx.Param(jax.random.normal(embed_key, shape, jnp.float32) * 0.02, axes=("vocab", "embed"))
         self.layers = Layers(config, layers_key)
-        self.norm = nnx.Param(jnp.ones((config.hidden_size,), jnp.float32), axes=("norm",))
+        self.norm = nnx.Param(
+            jnp.full((config.hidden_size,), 0.0 if config.family.norm_offset else 1.0, jnp.float32), axes=("norm",)
+        )
         if not config.tie_embeddings:
             self.head = nnx.Param(jax.random.normal(head_key, shape, jnp.float32) * 0.02, axes=("vocab", "embed"))
 
@@ -138,27 +187,38 @@ class Decoder(nnx.Module):
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         segments = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
-        rope = layers.rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta)
+        rope = self._rope_tables(positions_BT)
         activations = ("batch", "sequence", None)
 
-        def attend(q, k, v):
-            return layers.causal_attention(q, k, v, segments, self.dtype)
+        def layer(x: jax.Array, p: Mapping[str, jax.Array], kind: LayerKind) -> jax.Array:
+            def attend(q, k, v):
+                return layers.causal_attention(
+                    q, k, v, segments, scale=self.config.query_scale, window=kind.window, dtype=self.dtype
+                )
 
-        def body(x, p):
-            x = run_layer(p, self.config, x, rope, attend, self.dtype)
-            return meshes.constrain(x, activations, self.mesh), None
+            x = run_layer(p, self.config, x, rope[kind.rope] if kind.rope else None, attend, self.dtype)
+            return meshes.constrain(x, activations, self.mesh)
 
-        x = meshes.constrain(self.embed[...][tokens_BT], activations, self.mesh)
-        # a few layers compile as fast unrolled, and run faster: a loop's buffers are copied in and out
-        unroll = self.config.num_layers <= UNROLLED
-        x, _ = jax.lax.scan(
-            jax.checkpoint(body) if self.remat == "full" else body, x, self.layer_params(), unroll=unroll
-        )
-        return layers.rms_norm(x, self.norm[...], self.config.rms_norm_eps)
+        if self.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[self.remat], static_argnums=2)
+        x = meshes.constrain(self._embedded(tokens_BT), activations, self.mesh)
+        stacked = self.layer_params()
+        for first, period, repeats in runs_of(self.config.kinds):
+            kinds = self.config.kinds[first : first + period]
+            run = {n: _blocks(p, first, period, repeats) for n, p in stacked.items()}
+
+            def block(x, p, kinds=kinds):
+                for i, kind in enumerate(kinds):
+                    x = layer(x, p if len(kinds) == 1 else {n: v[i] for n, v in p.items()}, kind)
+                return x, None
+
+            # a few layers compile as fast unrolled, and run faster: a loop's buffers are copied in and out
+            x, _ = jax.lax.scan(block, x, run, unroll=self.config.num_layers <= UNROLLED)
+        return self._final_norm(x)
 
     def project(self, hidden_BTE: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
         """Hidden states -> fp32 logits."""
-        return layers.matmul(hidden_BTE, self.projection().T, self.dtype)
+        return layers.softcap(layers.matmul(hidden_BTE, self.projection().T, self.dtype), self.config.final_softcap)
 
     def projection(self) -> Float[Array, "V E"]:
         """The vocabulary projection's weights; tied models use the embedding."""
@@ -167,6 +227,19 @@ class Decoder(nnx.Module):
     def layer_params(self) -> dict[str, jax.Array]:
         """Every layer parameter by name, stacked along L."""
         return nnx.to_pure_dict(nnx.state(self.layers))
+
+    def _embedded(self, tokens_BT: jax.Array) -> jax.Array:
+        x = self.embed[...][tokens_BT].astype(jnp.float32)
+        return x * self.config.hidden_size**0.5 if self.config.family.scaled_embedding else x
+
+    def _final_norm(self, x_BTE: jax.Array) -> jax.Array:
+        scale = self.norm[...] + 1.0 if self.config.family.norm_offset else self.norm[...]
+        return layers.rms_norm(x_BTE, scale, self.config.rms_norm_eps)
+
+    def _rope_tables(self, positions_BT: jax.Array) -> dict[Rope, tuple[jax.Array, jax.Array]]:
+        """cos and sin for every kind of positions that a layer of this model uses."""
+        ropes = {kind.rope for kind in self.config.kinds if kind.rope}
+        return {rope: layers.rope_tables(positions_BT, *rope.frequencies(self.config.head_dim)) for rope in ropes}
 
     def step(
         self,
@@ -185,17 +258,32 @@ class Decoder(nnx.Module):
         Returns:
           (fp32 logits after the last token, the cache with the new keys and values).
         """
-        rope = layers.rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta)
-        x = self.embed[...][tokens_BT]
+        rope = self._rope_tables(positions_BT)
+        x = self._embedded(tokens_BT)
         stacked, filled = self.layer_params(), []
-        for i, (keys, values) in enumerate(cache):
+        T, S = visible_BTS.shape[1:]
+        distance_TS = at + jnp.arange(T)[:, None] - jnp.arange(S)[None, :]
+        for i, ((keys, values), kind) in enumerate(zip(cache, self.config.kinds, strict=True)):
+            visible = visible_BTS & (distance_TS < kind.window)[None] if kind.window else visible_BTS
 
-            def attend(q, k, v, keys=keys, values=values):
+            def attend(q, k, v, keys=keys, values=values, visible=visible):
                 keys = jax.lax.dynamic_update_slice_in_dim(keys, k.astype(keys.dtype), at, axis=1)
                 values = jax.lax.dynamic_update_slice_in_dim(values, v.astype(values.dtype), at, axis=1)
                 filled.append((keys, values))
-                return layers.attend(q, keys, values, visible_BTS, self.dtype)
+                return layers.attend(q, keys, values, visible, self.config.query_scale, self.dtype)
 
-            x = run_layer({name: p[i] for name, p in stacked.items()}, self.config, x, rope, attend, self.dtype)
-        hidden = layers.rms_norm(x[:, -1:], self.norm[...], self.config.rms_norm_eps)
-        return self.project(hidden)[:, 0], filled
+            x = run_layer(
+                {name: p[i] for name, p in stacked.items()},
+                self.config,
+                x,
+                rope[kind.rope] if kind.rope else None,
+                attend,
+                self.dtype,
+            )
+        return self.project(self._final_norm(x[:, -1:]))[:, 0], filled
+
+
+def _blocks(p: jax.Array, first: int, period: int, repeats: int) -> jax.Array:
+    """The parameters of one run of layers, [L, ...] -> [repeats, period, ...] ([repeats, ...] if all are alike)."""
+    p = p[first : first + period * repeats] if period * repeats < p.shape[0] else p
+    return p if period == 1 else p.reshape(repeats, period, *p.shape[1:])

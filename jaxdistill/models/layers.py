@@ -10,10 +10,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 # below every score, yet finite: a row without any key to attend to gives a number, not NaN
 MASKED = -1e30
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 # queries are taken in this many causal blocks, so that keys of the future cost nothing
 QUERY_BLOCKS = 4
 
@@ -64,11 +66,15 @@ def last_axis(vector: jax.Array, ndim: int) -> jax.Array:
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
-def rope_tables(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of the rotary angles, each fp32 [B, T, 1, D / 2]."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def softcap(logits: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(logits / cap), which keeps logits within +-cap; nothing if `cap` is None."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def rope_tables(positions_BT: jax.Array, frequencies: np.ndarray, scale: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of the rotary angles, each times `scale`, fp32 [B, T, 1, D / 2]."""
     angles = positions_BT.astype(jnp.float32)[..., None, None] * frequencies[None, None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
 def apply_rope(x_BTHD: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -78,11 +84,13 @@ def apply_rope(x_BTHD: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Ar
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attend(q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, mask: jax.Array, dtype: DTypeLike) -> jax.Array:
+def attend(
+    q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, mask: jax.Array, scale: float, dtype: DTypeLike
+) -> jax.Array:
     """Grouped-query attention under an explicit mask, broadcastable to [B, T, S]; returns fp32 [B, T, H * D]."""
     B, T, H, D = q_BTHD.shape
     K = k_BSKD.shape[2]
-    q = (q_BTHD * D**-0.5).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4).astype(dtype)
+    q = (q_BTHD * scale).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4).astype(dtype)
     k = k_BSKD.transpose(0, 2, 1, 3).astype(dtype)
     v = v_BSKD.transpose(0, 2, 1, 3).astype(dtype)
     scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32)
@@ -92,7 +100,14 @@ def attend(q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, mask: jax.Ar
 
 
 def causal_attention(
-    q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segment_ids_BT: jax.Array, dtype: DTypeLike
+    q_BTHD: jax.Array,
+    k_BTKD: jax.Array,
+    v_BTKD: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    scale: float,
+    window: int | None,
+    dtype: DTypeLike,
 ) -> jax.Array:
     """Self-attention to earlier tokens of the same segment; returns fp32 [B, T, H * D].
 
@@ -105,7 +120,9 @@ def causal_attention(
     outputs = []
     for start in range(0, T, size):
         end = start + size
-        causal = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+        distance = jnp.arange(start, end)[:, None] - jnp.arange(end)[None, :]
+        causal = (distance >= 0) & (distance < window) if window else distance >= 0
         same = segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end]
-        outputs.append(attend(q_BTHD[:, start:end], k_BTKD[:, :end], v_BTKD[:, :end], same & causal[None], dtype))
+        mask = same & causal[None]
+        outputs.append(attend(q_BTHD[:, start:end], k_BTKD[:, :end], v_BTKD[:, :end], mask, scale, dtype))
     return jnp.concatenate(outputs, axis=1)

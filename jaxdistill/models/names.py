@@ -27,17 +27,27 @@ class Entry:
 def entries(config: ModelConfig) -> list[Entry]:
     """Every parameter of a model, in the order in which a checkpoint is written."""
     layer = "model.layers.{layer}."
-    found = [
-        Entry(("embed",), "model.embed_tokens.weight"),
-        Entry(("layers", "attention_norm"), layer + "input_layernorm.weight"),
-    ]
-    found += [Entry(("layers", n), f"{layer}self_attn.{n}_proj.weight", transposed=True) for n in ("q", "k", "v", "o")]
+    vectors = {"attention_norm": "input_layernorm"}
     if config.qkv_bias:
-        found += [Entry(("layers", f"{n}_bias"), f"{layer}self_attn.{n}_proj.bias") for n in ("q", "k", "v")]
-    if config.qk_norm:
-        found += [Entry(("layers", f"{n}_norm"), f"{layer}self_attn.{n}_norm.weight") for n in ("q", "k")]
-    found.append(Entry(("layers", "mlp_norm"), layer + "post_attention_layernorm.weight"))
-    found += [Entry(("layers", n), f"{layer}mlp.{n}_proj.weight", transposed=True) for n in ("gate", "up", "down")]
+        vectors |= {f"{n}_bias": f"self_attn.{n}_proj.bias" for n in ("q", "k", "v")}
+    if config.attention_bias:
+        vectors |= {"o_bias": "self_attn.o_proj.bias"}
+    if config.family.qk_norm:
+        vectors |= {f"{n}_norm": f"self_attn.{n}_norm" for n in ("q", "k")}
+    if config.family.sandwich_norms:
+        vectors |= {
+            "post_attention_norm": "post_attention_layernorm",
+            "mlp_norm": "pre_feedforward_layernorm",
+            "post_mlp_norm": "post_feedforward_layernorm",
+        }
+    else:
+        vectors |= {"mlp_norm": "post_attention_layernorm"}
+    matrices = {n: f"self_attn.{n}_proj.weight" for n in ("q", "k", "v", "o")}
+    matrices |= {n: f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")}
+    found = [Entry(("embed",), "model.embed_tokens.weight")]
+    for ours, theirs in vectors.items():
+        found.append(Entry(("layers", ours), layer + theirs + ("" if theirs.endswith(".bias") else ".weight")))
+    found += [Entry(("layers", ours), layer + theirs, transposed=True) for ours, theirs in matrices.items()]
     found.append(Entry(("norm",), "model.norm.weight"))
     if not config.tie_embeddings:
         found.append(Entry(("head",), "lm_head.weight"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -50,7 +49,7 @@ def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         micro_batches=t.micro_batches,
     )
     checkpoints = Checkpoints(run.checkpoints, keep=t.keep_checkpoints, identity=_identity(config, run))
-    write_json(run.checkpoints / MODEL, dataclasses.asdict(model_config))
+    write_json(run.checkpoints / MODEL, model_config.to_hf())
     first = 0
     if checkpoints.latest() is not None:
         first, state = checkpoints.restore(state, shardings)

@@ -13,19 +13,19 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
 from jaxdistill.train.step import gradients, init_state, make_step, put_batch, state_shardings
 
-CONFIG = ModelConfig(
-    model_type="qwen3",
-    vocab_size=98,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=10000.0,
-    rms_norm_eps=1e-6,
-    max_position_embeddings=64,
-    tie_embeddings=True,
+CONFIG = ModelConfig.from_hf(
+    {
+        "model_type": "qwen3",
+        "vocab_size": 98,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+    }
 )
 WEIGHTS = jnp.array([0.0, 0.5, 1.0])
 
