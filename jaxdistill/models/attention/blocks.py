@@ -67,9 +67,7 @@ def attend_blocks(
     return out.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, H, D)[:, :T]
 
 
-def make_plan(
-    segment_ids_BS: jax.Array, T: int, start: int | jax.Array, window: int | None, Q: int, C: int
-) -> Plan:
+def make_plan(segment_ids_BS: jax.Array, T: int, start: int | jax.Array, window: int | None, Q: int, C: int) -> Plan:
     """Cuts T queries, the first of them at key `start`, and S keys into blocks, and finds which meet.
 
     Segments whose numbers rise along the row, as packing writes them, are skipped exactly; other numberings are

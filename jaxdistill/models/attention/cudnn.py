@@ -106,18 +106,22 @@ def segment_spans(
 
 def _packed_or_blocks(q_BTHD, k_BTKD, v_BTKD, segment_ids_BT):
     starts, lengths, fits = segment_spans(segment_ids_BT)
+    # cuDNN neither reads nor writes what lies outside of every segment: it may be NaN, in the gradients too
+    real = (segment_ids_BT != 0)[:, :, None, None]
+    q, k, v = (jnp.where(real, x, 0) for x in (q_BTHD, k_BTKD, v_BTKD))
 
     def packed(q, k, v):
-        groups = q.shape[2] // k.shape[2]
         # the private function counts the keys' offsets in query heads: as many of both keeps them right
-        k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
-        # cuDNN neither reads nor writes what lies outside of every segment: it may be NaN, in the gradients too
-        real = (segment_ids_BT != 0)[:, :, None, None]
-        q, k, v = (jnp.where(real, x, 0) for x in (q, k, v))
-        return jnp.where(real, _packed_kernel(q, k, v, starts, lengths), 0).astype(jnp.float32)
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+        return _packed_kernel(q, k, v, starts, lengths).astype(jnp.float32)
+
+    # both branches' residuals are reserved, whichever runs: the rare one keeps its inputs alone
+    @jax.checkpoint
+    def by_blocks(q, k, v):
+        return attend_blocks(q, k, v, segment_ids_BT)
 
     # the choice is each device's own where this runs under shard_map: no collective is inside
-    return jax.lax.cond(fits, packed, lambda q, k, v: attend_blocks(q, k, v, segment_ids_BT), q_BTHD, k_BTKD, v_BTKD)
+    return jnp.where(real, jax.lax.cond(fits, packed, by_blocks, q, k, v), 0)
 
 
 def _packed_kernel(q, k, v, starts, lengths):

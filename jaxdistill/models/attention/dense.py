@@ -18,7 +18,7 @@ QUERY_BLOCKS = 4
 def visible(
     rows: jax.Array, columns: jax.Array, row_ids: jax.Array, column_ids: jax.Array, window: int | None
 ) -> jax.Array:
-    """Which keys each query sees, bool [..., T, S], from the indices [T] and [S] and the segment ids [..., T], [..., S].
+    """Which keys each query sees, bool [..., T, S], by their indices [T], [S] and segment ids [..., T], [..., S].
 
     A query sees the keys of its own segment up to itself, and no more than `window` of them.
     """

@@ -1,7 +1,7 @@
 """The TPU's attention: the Pallas kernel "splash" that comes with JAX.
 
-It never visits key blocks of the future or beyond the window. Segments are masked inside the blocks it visits, so packed
-rows cost as much as whole ones. In interpret mode it runs on any backend, for tests.
+It never visits key blocks of the future or beyond the window. Segments are masked inside the blocks it visits, so
+packed rows cost as much as whole ones. In interpret mode it runs on any backend, for tests.
 """
 
 from __future__ import annotations
