@@ -46,7 +46,9 @@ def attend_dense(
     """
     T, S = q_BTHD.shape[1], k_BSKD.shape[1]
     if T != S:
-        return _attend(q_BTHD, k_BSKD, v_BSKD, start + jnp.arange(T), jnp.arange(S), segment_ids_BS, window)
+        row_ids = jax.lax.dynamic_slice_in_dim(segment_ids_BS, start, T, axis=1)
+        mask = visible(start + jnp.arange(T), jnp.arange(S), row_ids, segment_ids_BS, window)
+        return _attend(q_BTHD, k_BSKD, v_BSKD, mask)
     blocks = QUERY_BLOCKS if T % QUERY_BLOCKS == 0 and T >= 64 else 1
     size = T // blocks
     outputs = []
@@ -54,23 +56,21 @@ def attend_dense(
         first, end = i * size, (i + 1) * size
         # the oldest key that the block's first query sees
         oldest = 0 if window is None else max(0, first - window + 1)
-        outputs.append(
-            _attend(
-                q_BTHD[:, first:end], k_BSKD[:, oldest:end], v_BSKD[:, oldest:end],
-                jnp.arange(first, end), jnp.arange(oldest, end), segment_ids_BS, window,
-            )
+        mask = visible(
+            jnp.arange(first, end), jnp.arange(oldest, end),
+            segment_ids_BS[:, first:end], segment_ids_BS[:, oldest:end], window,
         )  # fmt: skip
+        outputs.append(_attend(q_BTHD[:, first:end], k_BSKD[:, oldest:end], v_BSKD[:, oldest:end], mask))
     return jnp.concatenate(outputs, axis=1)
 
 
-def _attend(q_BTHD, k_BSKD, v_BSKD, rows, columns, segment_ids, window):
+def _attend(q_BTHD, k_BSKD, v_BSKD, mask_BTS):
     B, T, H, D = q_BTHD.shape
     K = k_BSKD.shape[2]
     q = q_BTHD.reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4)
     k = k_BSKD.transpose(0, 2, 1, 3)
     v = v_BSKD.transpose(0, 2, 1, 3)
-    mask = visible(rows, columns, jnp.take(segment_ids, rows, axis=1), jnp.take(segment_ids, columns, axis=1), window)
     scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
+    weights = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgts,bksd->bkgtd", weights, v, preferred_element_type=jnp.float32)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, D)
