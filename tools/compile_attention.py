@@ -11,6 +11,9 @@ environments of their own. A GPU is described by a text protocol buffer of XLA's
 hold examples under `xla/backends/gpu/target_config/specs`). The shape is that of Qwen2.5-7B, in bf16. For each kernel
 and mesh it prints the compiler's own count of temporary bytes a device, and the array with the most elements in the
 compiled program. The exit code is 0 exactly if all compiled and none holds an array of T x T elements or more.
+
+For TPUs the Pallas kernels are compiled too. For GPUs, calls of cuDNN stay calls: whether cuDNN takes them, and the
+workspace that it asks for, is known only on a GPU.
 """
 
 from __future__ import annotations
