@@ -1,0 +1,139 @@
+"""NVIDIA's attention: cuDNN's flash kernels, for bf16 and fp16.
+
+Rows of one segment go through the public `jax.nn.dot_product_attention`. Packed rows need cuDNN's packed layout (each
+segment by its offset and length), which JAX 0.10 offers only inside `jax._src`; all use of it is in `_packed_kernel`.
+
+Tested without a GPU: the offsets and lengths, what is done with tokens outside of them, and the choice between the
+kernels, against a stand-in that reads the same offsets; and that both forms lower for CUDA, and compile for an H100 up
+to the calls of cuDNN. NEVER EXECUTED so far: cuDNN itself, in either form. That it takes these calls, that its results
+agree with the other kernels, and how fast it is, remains to be seen on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdistill.models.attention.blocks import attend_blocks
+
+MAX_SEGMENTS = 32
+"""Segments a row that cuDNN is set up for; a batch with a row of more goes block by block instead."""
+
+
+def attend_cudnn(
+    q_BTHD: Float[Array, "B T H D"],
+    k_BTKD: Float[Array, "B T K D"],
+    v_BTKD: Float[Array, "B T K D"],
+    segment_ids_BT: Int[Array, "B T"] | None,
+    *,
+    window: int | None = None,
+) -> Float[Array, "B T H D"]:
+    """cuDNN flash attention, or `blocks` with a warning where cuDNN does not take these inputs.
+
+    Args:
+      q_BTHD: already scaled; like the keys and values, in the dtype of the matrix products.
+      segment_ids_BT: None for one segment a row, which is the fastest. Padding gives zeros.
+    """
+    T = q_BTHD.shape[1]
+    window = None if window is None or window >= T else window
+    packed = segment_ids_BT is not None
+    why = why_not(q_BTHD, k_BTKD, packed=packed, window=window)
+    if why:
+        _warn_once(f"cuDNN attention is not used: {why}. The slower kernel 'blocks' takes its place.")
+        ids = segment_ids_BT if packed else jnp.ones(q_BTHD.shape[:2], jnp.int32)
+        return attend_blocks(q_BTHD, k_BTKD, v_BTKD, ids, window=window)
+    if segment_ids_BT is None:
+        near = None if window is None else (window - 1, 0)
+        return jax.nn.dot_product_attention(
+            q_BTHD, k_BTKD, v_BTKD, scale=1.0, is_causal=True, local_window_size=near, implementation="cudnn"
+        ).astype(jnp.float32)
+    return _packed_or_blocks(q_BTHD, k_BTKD, v_BTKD, segment_ids_BT)
+
+
+def why_not(q_BTHD: jax.Array, k_BTKD: jax.Array, *, packed: bool, window: int | None) -> str | None:
+    """Why cuDNN cannot take these inputs on this machine; None if it can."""
+    if q_BTHD.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it takes bf16 and fp16, not {q_BTHD.dtype}"
+    if packed and window is not None:
+        # JAX tests windows and packing apart, never together
+        return "a sliding window over packed rows is not known to work"
+    try:
+        private = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+        version = private.check_cudnn_version()
+        if packed and version < 90600:
+            return f"packed rows need cuDNN 9.6, this is {version}"
+        private.check_is_flash_attention(
+            q_BTHD, k_BTKD, k_BTKD, private.AttentionLayout.BTNH.value, version, False, True, packed
+        )
+    except (ImportError, AttributeError, TypeError) as error:
+        return f"this JAX ({jax.__version__}) has moved it: {error}"
+    except (NotImplementedError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
+def segment_spans(
+    segment_ids_BT: Int[Array, "B T"], limit: int = MAX_SEGMENTS
+) -> tuple[Int[Array, "B M1"], Int[Array, "B M"], Bool[Array, ""]]:
+    """Where each segment of a row starts and how long it is, as cuDNN reads them; padding belongs to none.
+
+    Returns:
+      (starts [B, limit + 1] and lengths [B, limit], filled up with -1, and whether they say all there is to say: no row
+      has more than `limit` segments, and the ids rise along every row, so that none is torn apart.)
+    """
+    B, T = segment_ids_BT.shape
+    real = segment_ids_BT != 0
+    before = jnp.pad(segment_ids_BT[:, :-1], ((0, 0), (1, 0)))
+    opens = real & (segment_ids_BT != before)
+    # the largest id so far, 0 before the first
+    so_far = jax.lax.cummax(jnp.pad(segment_ids_BT[:, :-1], ((0, 0), (1, 0))), axis=1)
+    whole = ~jnp.any(opens & (segment_ids_BT <= so_far)) & jnp.all(segment_ids_BT >= 0)
+    count_B = opens.sum(axis=1)
+    # segments are numbered from 0 along the row; what belongs to none, or goes beyond the limit, to a last, dropped one
+    number = jnp.where(real, jnp.minimum(jnp.cumsum(opens, axis=1) - 1, limit), limit)
+    rows = jnp.broadcast_to(jnp.arange(B)[:, None], (B, T))
+    index = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+    starts = jnp.full((B, limit + 1), T, jnp.int32).at[rows, number].min(index)
+    lengths = jnp.zeros((B, limit + 1), jnp.int32).at[rows, number].add(1)
+    exists = jnp.arange(limit + 1)[None] < jnp.minimum(count_B, limit)[:, None]
+    starts, lengths = jnp.where(exists, starts, -1), jnp.where(exists, lengths, -1)
+    return starts, lengths[:, :limit], whole & jnp.all(count_B <= limit)
+
+
+def _packed_or_blocks(q_BTHD, k_BTKD, v_BTKD, segment_ids_BT):
+    starts, lengths, fits = segment_spans(segment_ids_BT)
+    # cuDNN neither reads nor writes what lies outside of every segment: it may be NaN, in the gradients too
+    real = (segment_ids_BT != 0)[:, :, None, None]
+    q, k, v = (jnp.where(real, x, 0) for x in (q_BTHD, k_BTKD, v_BTKD))
+
+    def packed(q, k, v):
+        # the private function counts the keys' offsets in query heads: as many of both keeps them right
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+        return _packed_kernel(q, k, v, starts, lengths).astype(jnp.float32)
+
+    # both branches' residuals are reserved, whichever runs: the rare one keeps its inputs alone
+    @jax.checkpoint
+    def by_blocks(q, k, v):
+        return attend_blocks(q, k, v, segment_ids_BT)
+
+    # the choice is each device's own where this runs under shard_map: no collective is inside
+    return jnp.where(real, jax.lax.cond(fits, packed, by_blocks, q, k, v), 0)
+
+
+def _packed_kernel(q, k, v, starts, lengths):
+    """Causal attention within each span; all of JAX's private interface that is used."""
+    private = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    return private.dot_product_attention(
+        q, k, v, q_seqlen=lengths, kv_seqlen=lengths, q_offsets=starts, kv_offsets=starts,
+        scale=1.0, mask_type=private.MaskType.PADDING_CAUSAL, qkv_layout="BTNH",
+    )  # fmt: skip
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)

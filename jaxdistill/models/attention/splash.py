@@ -1,0 +1,62 @@
+"""The TPU's attention: the Pallas kernel "splash" that comes with JAX.
+
+It never visits key blocks of the future or beyond the window. Segments are masked inside the blocks it visits, so
+packed rows cost as much as whole ones. In interpret mode it runs on any backend, for tests.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LANES = 128
+"""Blocks hold a multiple of this many tokens."""
+BLOCK = 512
+HEAD_DIM_STEP = 64
+"""Heads are widened with zeros to a multiple of this."""
+
+
+def padded_length(T: int) -> int:
+    """T rounded up to what the kernel takes: a multiple of 128, or of 512 beyond that."""
+    step = BLOCK if T > BLOCK else LANES
+    return -(-T // step) * step
+
+
+def attend_splash(
+    q_BTHD: Float[Array, "B T H D"],
+    k_BTKD: Float[Array, "B T K D"],
+    v_BTKD: Float[Array, "B T K D"],
+    segment_ids_BT: Int[Array, "B T"],
+    *,
+    window: int | None = None,
+    interpret: bool = False,
+) -> Float[Array, "B T H D"]:
+    """Splash attention; scores and sums in fp32, the result rounded once to the inputs' dtype.
+
+    Args:
+      q_BTHD: already scaled; like the keys and values, in the dtype of the matrix products.
+      interpret: runs the kernel's steps as plain JAX, on any backend, slowly.
+    """
+    # heavy, and of use on TPUs alone
+    from jax.experimental.pallas.ops.tpu import splash_attention as sa
+
+    _, T, H, D = q_BTHD.shape
+    length, width = padded_length(T), -(-D // HEAD_DIM_STEP) * HEAD_DIM_STEP
+    fill = [(0, 0), (0, length - T), (0, 0), (0, width - D)]
+    # tokens that fill up the length come after all others, and are padding
+    q, k, v = (jnp.pad(x, fill).transpose(0, 2, 1, 3) for x in (q_BTHD, k_BTKD, v_BTKD))
+    ids = jnp.pad(segment_ids_BT, fill[:2]).astype(jnp.int32)
+
+    shape = (length, length)
+    mask = sa.CausalMask(shape) if window is None or window >= T else sa.LocalMask(shape, (window - 1, 0), 0)
+    size = min(BLOCK, length) if length % BLOCK == 0 else LANES
+    # the fused backward kernel writes a copy of the queries' gradient for every key block: T² / 512 numbers
+    sizes = sa.BlockSizes(
+        block_q=size, block_kv=size, block_kv_compute=size,
+        block_q_dkv=size, block_kv_dkv=size, block_kv_dkv_compute=size,
+        block_q_dq=size, block_kv_dq=size,
+    )  # fmt: skip
+    kernel = sa.make_splash_mha_single_device(sa.MultiHeadMask([mask] * H), block_sizes=sizes, interpret=interpret)
+    out = jax.vmap(kernel)(q, k, v, sa.SegmentIds(ids, ids))
+    return out.transpose(0, 2, 1, 3)[:, :T, :, :D].astype(jnp.float32)
