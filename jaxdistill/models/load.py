@@ -134,7 +134,9 @@ def _check(
                 "the two are not of one model."
             )
     # tied checkpoints may repeat the embedding; old ones hold the rotary frequencies, which follow from the config
-    extra = sorted(n for n in set(tensors) - set(expected) - {"lm_head.weight"} if not n.endswith("rotary_emb.inv_freq"))
+    extra = sorted(
+        n for n in set(tensors) - set(expected) - {"lm_head.weight"} if not n.endswith("rotary_emb.inv_freq")
+    )
     if extra:
         raise ValueError(
             f"{tensors[extra[0]].file}: tensor {extra[0]} ({len(extra)} such in all) has no place in a "
@@ -150,7 +152,7 @@ def _load_entry(
     sharding: Any,
     dtype: jnp.dtype,
 ) -> jax.Array:
-    """One parameter of ours: made empty on its devices, then filled in place, one tensor of the checkpoint at a time."""
+    """One parameter of ours: made empty on its devices, then filled in place, tensor by tensor of the checkpoint."""
     piece = sharding
     if isinstance(sharding, NamedSharding):  # of one tensor, as it lies in the checkpoint
         spec = sharding.spec[1:] if entry.stacked else sharding.spec[:]

@@ -1,7 +1,7 @@
 """The safetensors files of a checkpoint, read slice by slice into buffers of our own.
 
-The format: 8 bytes, little-endian, with the length of a JSON header; the header, which gives every tensor's dtype, shape
-and place in the data; the data. Source: https://github.com/huggingface/safetensors#format
+The format: 8 bytes, little-endian, with the length of a JSON header; the header, which gives every tensor's dtype,
+shape and place in the data; the data. Source: https://github.com/huggingface/safetensors#format
 
 The library that reads it maps files into memory, and mapped pages count as the process's own: with several files open,
 loading a model would seem to hold it twice. Reads into a buffer count once, and end with the buffer.
@@ -77,8 +77,8 @@ class Tensor:
     def _fill(self, file: Any, offset: int, out: np.ndarray) -> None:
         """Fills a contiguous array with the bytes from `offset` on."""
         file.seek(offset)
-        left = memoryview(out.reshape(-1).view(np.uint8))
-        while left:
+        left = out.reshape(-1).view(np.uint8)
+        while len(left):
             got = file.readinto(left[: 1 << 30])  # a read may give less than was asked for, and never more than 2 GiB
             if not got:
                 raise ValueError(f"{self.file}: it ends within tensor {self.name}; copy or download it again.")
@@ -111,9 +111,7 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
             found[key] = tensor
     for key, name in weight_map.items():
         if key not in found:
-            raise ValueError(
-                f"{folder}/{name}: no tensor {key} in it, where {INDEX} says it is; download both again."
-            )
+            raise ValueError(f"{folder}/{name}: no tensor {key} in it, where {INDEX} says it is; download both again.")
         if found[key].file.name != name:
             raise ValueError(
                 f"{folder}/{INDEX}: puts tensor {key} into {name}, but it is in {found[key].file.name}; "
