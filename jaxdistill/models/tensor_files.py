@@ -178,7 +178,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
 def _entry(path: Path, name: str, entry: Any, data: int) -> tuple[Tensor, int]:
     """One entry of a header: the tensor, and where it ends in the file."""
     try:
-        dtype, shape, (start, end) = entry["dtype"], tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
+        dtype, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
+        start, end = map(int, entry["data_offsets"])
     except (KeyError, TypeError, ValueError):
         raise _not_whole(path, f"the header's entry of tensor {name} is {json.dumps(entry)[:100]}") from None
     if dtype not in BITS:
