@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -146,8 +145,7 @@ def _take(sharding: Any, stacked: bool, transposed: bool, dtype: np.dtype) -> An
     """(parameter, layer) -> the tensor; on every device if a sharding says so."""
 
     def take(array: jax.Array, layer: jax.Array) -> jax.Array:
-        # a copy, not the parameter itself: an array keeps what was fetched from it in host memory as long as it lives
-        value = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) if stacked else jnp.copy(array)
+        value = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) if stacked else array
         return (value.T if transposed else value).astype(dtype)
 
     return jax.jit(take, out_shardings=sharding)

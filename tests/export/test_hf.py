@@ -118,9 +118,12 @@ def test_transformers_loads_it_and_computes_the_same(tokenizer, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
 
 
-def test_memory_holds_one_tensor_at_a_time(model, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("shape", [None, {"fsdp": 2, "tensor": 2, "data": 2}])
+def test_memory_holds_one_tensor_at_a_time(tokenizer, tmp_path, monkeypatch, shape):
     """A tensor is written, and nothing keeps it, before the next one is fetched."""
     import weakref
+
+    model = make_model(mesh=make_mesh(shape) if shape else None)
 
     alive, largest = [], []
     real = writer.to_host
