@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.resources
 import json
 from pathlib import Path
+from typing import Any
 
 DEMO = "demo"
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+"""Suffixes of weights that are not read."""
 
 
 def demo_teacher() -> Path:
@@ -38,8 +41,21 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
                 + (" with a fast tokenizer." if not weights else ".")
             )
     if weights and not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder}: no weights (*.safetensors) in it; export or download the checkpoint again.")
+        raise ValueError(_no_weights(folder, downloaded=folder != Path(name) and name != DEMO))
     return folder
+
+
+def _no_weights(folder: Path, *, downloaded: bool) -> str:
+    """Why a checkpoint without safetensors cannot be loaded, and what to do."""
+    convert = "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)"
+    others = sorted(f.name for f in folder.iterdir() if f.suffix in OTHER_WEIGHTS)
+    if others:
+        return f"{folder}: its weights are {others[0]}, and only safetensors are read; convert them: {convert}."
+    if (folder / "model.safetensors.index.json").is_file():
+        return f"{folder}: an index, and none of the weights (*.safetensors) it names; download the checkpoint again."
+    if downloaded:
+        return f"{folder}: the repository has no weights in *.safetensors; if it has others, convert them: {convert}."
+    return f"{folder}: no weights (*.safetensors) in it; export or download the checkpoint again."
 
 
 def revision_of(folder: Path) -> str:
@@ -60,18 +76,71 @@ def revision_of(folder: Path) -> str:
 
 
 def read_config(folder: Path) -> dict:
-    """`config.json` of a checkpoint."""
+    """`config.json` of a checkpoint.
+
+    Raises:
+      ValueError: it is not a JSON object.
+    """
+    return _read_object(folder / "config.json")
+
+
+def read_generation_config(folder: Path) -> dict:
+    """`generation_config.json` of a checkpoint; empty if there is none.
+
+    Raises:
+      ValueError: it is not a JSON object.
+    """
+    path = folder / "generation_config.json"
+    return _read_object(path) if path.is_file() else {}
+
+
+def _read_object(path: Path) -> dict:
     try:
-        return json.loads((folder / "config.json").read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder}/config.json: not valid JSON: {error}") from None
+        found = json.loads(path.read_bytes())
+    except ValueError as error:  # of the JSON or of the characters in it
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: a JSON {type(found).__name__} instead of an object; download it again.")
+    return found
+
+
+def licence_of(name: str, revision: str | None = None) -> str | None:
+    """The licence that a checkpoint's model card states, as `apache-2.0`; None if it is not known here.
+
+    Looks at a folder, the demo teacher, or what has been downloaded before; never downloads.
+    """
+    import yaml
+
+    folder = demo_teacher() if name == DEMO else Path(name)
+    card: Any = folder / "README.md"
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            card = try_to_load_from_cache(name, "README.md", revision=revision)
+        except HFValidationError:
+            return None
+    if not isinstance(card, str | Path) or not Path(card).is_file():
+        return None
+    start, _, rest = Path(card).read_text(errors="replace").partition("---\n")
+    if start:
+        return None
+    try:
+        front = yaml.safe_load(rest.partition("\n---")[0])
+    except yaml.YAMLError:
+        return None
+    licence = front.get("license") if isinstance(front, dict) else None
+    if licence == "other":  # the name is then given beside it
+        licence = front.get("license_name") or licence
+    return str(licence) if licence else None
 
 
 def _download(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.jinja", "*.txt", "*.model"] + (["*.safetensors"] if weights else [])
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "README.md"] + (["*.safetensors"] if weights else [])
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

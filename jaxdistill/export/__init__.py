@@ -1,0 +1,5 @@
+"""The trained student as a Hugging Face checkpoint."""
+
+from jaxdistill.export.hf import export_hf
+
+__all__ = ["export_hf"]

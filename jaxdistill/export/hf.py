@@ -1,22 +1,34 @@
-"""A student in Hugging Face format: safetensors with an index, configs, tokenizer, chat template and model card."""
+"""A student in Hugging Face format: safetensors with an index, configs, tokenizer, chat template and model card.
+
+Any number of processes may hold the model. All of them call `export_hf` and take part in gathering every tensor; the
+first one writes, and the others return when the folder has its name, or raise what stopped the writing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-from jaxdistill.models import Decoder, params_of
-from jaxdistill.models.load import get
-from jaxdistill.models.names import entries
+from jaxdistill.export.writer import DTYPES, Piece, by_the_writer, plan_files, write_file
+from jaxdistill.models import Decoder, ModelConfig
+from jaxdistill.models.tensor_files import INDEX
 from jaxdistill.records import atomic_folder
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-TOKENIZER_FILES = (".jinja", ".txt", ".model")
+TOKENIZER_SUFFIXES = (".jinja", ".txt", ".model")
+TOKENIZER_JSON = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+)
+# of a base config: what ours says in other words, what was done to its weights, and code that does not come along
+_DROPPED = ("rope_theta", "rope_scaling", "rope_parameters", "quantization_config", "auto_map", "_name_or_path")
 
 
 def export_hf(
@@ -27,76 +39,107 @@ def export_hf(
     card: str,
     dtype: str = "float32",
     max_shard_bytes: int = 4 << 30,
-    check: Any = None,
+    check: Callable[[Path], Any] | None = None,
+    base_config: Mapping[str, Any] | None = None,
+    base_generation_config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes a checkpoint that transformers and vLLM load.
 
-    The folder is written beside its place and renamed last, so that nothing partial is ever found there.
+    The folder is written beside its place and renamed last, so that nothing partial is ever found there. Beside the
+    model, memory holds about one tensor. With several processes every one has to call this, with the same arguments.
 
     Args:
+      path: on a disk that the first process sees.
       tokenizer: folder with the tokenizer's files, which are copied as they are.
-      check: called with the folder before it is renamed; what it raises stops the export, what it returns is passed on.
+      dtype: `float32`, or `bfloat16` (rounded to nearest, ties to even).
+      max_shard_bytes: a file holds at most this many bytes of tensors, or one tensor.
+      check: called with the folder before it is renamed, in the writing process alone, so it must not compute with
+        arrays that other processes share; what it raises stops the export, what it returns is passed on.
+      base_config: `config.json` of the checkpoint that the model was loaded from, whose other keys are kept.
+      base_generation_config: its `generation_config.json`, likewise.
     Returns:
-      {"tensors", "bytes", "files", "check"}.
+      {"tensors", "bytes", "files", "check"}; `check` is None in processes that do not write.
+    Raises:
+      ValueError: the disk is full or read-only, the tokenizer or an argument is unfit; nothing was exported then.
     """
-    with atomic_folder(path) as folder:
-        counts = _write_tensors(model, folder, DTYPES[dtype], max_shard_bytes)
-        _write_configs(model, folder, tokenizer, dtype)
-        (folder / "README.md").write_text(card)
-        for file in sorted(tokenizer.iterdir()):
-            if file.suffix in TOKENIZER_FILES or file.suffix == ".json":
-                shutil.copyfile(file, folder / file.name)
-        counts["check"] = check(folder) if check else None
-    return counts
+    if dtype not in DTYPES:
+        raise ValueError(f"export: dtype {dtype!r}; choose {' or '.join(DTYPES)}.")
+    if max_shard_bytes < 1:
+        raise ValueError(f"export: max_shard_bytes is {max_shard_bytes}; a file must hold something.")
+    files = plan_files(model, DTYPES[dtype], max_shard_bytes)
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> Path:
+            if not tokenizer.is_dir():
+                raise ValueError(f"{tokenizer}: no such folder; give the tokenizer's.")
+            return stack.enter_context(atomic_folder(path))
+
+        def finish() -> Any:
+            assert folder is not None
+            _write_index(folder, files)
+            _write_configs(model.config, folder, tokenizer, dtype, base_config, base_generation_config)
+            (folder / "README.md").write_text(card)
+            for file in sorted(tokenizer.iterdir()):
+                if file.suffix in TOKENIZER_SUFFIXES or file.name in TOKENIZER_JSON:
+                    shutil.copyfile(file, folder / file.name)
+            return check(folder) if check else None
+
+        folder = by_the_writer(begin)
+        for name, pieces in files.items():
+            write_file(folder / name if folder else None, pieces)
+        checked = by_the_writer(finish)
+        by_the_writer(stack.close)  # which gives the folder its name
+    return {
+        "tensors": sum(map(len, files.values())),
+        "bytes": sum(piece.bytes for pieces in files.values() for piece in pieces),
+        "files": len(files),
+        "check": checked,
+    }
 
 
-def _write_tensors(model: Decoder, folder: Path, dtype: np.dtype, max_shard_bytes: int) -> dict[str, Any]:
-    """Plans the shards from shapes, then fetches and writes one shard at a time."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    params, config = params_of(model), model.config
-    plan: list[list[tuple[str, Any, int | None]]] = [[]]
-    size = total = 0
-    for entry in entries(config):
-        array = get(params, entry.path)
-        for layer, name in enumerate(entry.hf_names(config)):
-            needs = int(np.prod(array.shape[1:] if entry.stacked else array.shape)) * dtype.itemsize
-            if size and size + needs > max_shard_bytes:
-                plan.append([])
-                size = 0
-            plan[-1].append((name, entry, layer if entry.stacked else None))
-            size, total = size + needs, total + needs
-    weight_map = {}
-    for number, shard in enumerate(plan, start=1):
-        file = "model.safetensors" if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
-        tensors = {}
-        for name, entry, layer in shard:
-            array = get(params, entry.path)
-            value = np.asarray(array if layer is None else array[layer])
-            tensors[name] = np.ascontiguousarray(value.T if entry.transposed else value).astype(dtype)
-            weight_map[name] = file
-        try:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-        except SafetensorError as error:  # its words for a full or read-only disk
-            raise ValueError(f"{folder}/{file}: {error}; nothing was exported.") from None
-    if len(plan) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return {"tensors": len(weight_map), "bytes": total, "files": len(plan)}
+# --------------------------------------------------------------------------------------------------- other files
 
 
-def _write_configs(model: Decoder, folder: Path, tokenizer: Path, dtype: str) -> None:
+def _write_index(folder: Path, files: Mapping[str, list[Piece]]) -> None:
+    if len(files) > 1:
+        index = {
+            "metadata": {"total_size": sum(piece.bytes for pieces in files.values() for piece in pieces)},
+            "weight_map": {piece.name: name for name, pieces in files.items() for piece in pieces},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_configs(
+    model: ModelConfig,
+    folder: Path,
+    tokenizer: Path,
+    dtype: str,
+    base: Mapping[str, Any] | None,
+    base_generation: Mapping[str, Any] | None,
+) -> None:
     from jaxdistill.tokenization import load_tokenizer
 
     loaded = load_tokenizer(str(tokenizer))
-    tokens = {
-        "eos_token_id": loaded.eos_token_id,
-        "pad_token_id": loaded.pad_token_id,
-        "bos_token_id": loaded.bos_token_id,
-    }
-    config = model.config.to_hf() | tokens | {"dtype": dtype, "torch_dtype": dtype}
+    ours = model.to_hf()
+    base = base or {}
+    if base.get("model_type", ours["model_type"]) != ours["model_type"]:
+        raise ValueError(
+            f"export: base_config is of a {base['model_type']} model, and this is a {ours['model_type']}; "
+            "give the config.json that the model was loaded from."
+        )
+    tokens = {name: getattr(loaded, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    kept = {key: value for key, value in base.items() if key not in _DROPPED}
+    config = kept | ours | _special_tokens(tokens, base) | {"dtype": dtype, "torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "generation_config.json").write_text(
-        json.dumps({k: v for k, v in tokens.items() if v is not None}, indent=2) + "\n"
-    )
+    generation = dict(base_generation or {})
+    found = _special_tokens(tokens, generation or base)
+    generation |= {key: value for key, value in found.items() if value is not None}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def _special_tokens(ours: Mapping[str, int | None], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's ids where it has the tokenizer's eos among its own, else it is of another tokenizer: ours."""
+    eos = base.get("eos_token_id")
+    if ours["eos_token_id"] not in (eos if isinstance(eos, list) else [eos]):
+        return dict(ours)
+    return {name: value if base.get(name) is None else base[name] for name, value in ours.items()}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxdistill import hub
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import Decoder
 from jaxdistill.models.names import Entry, entries
+from jaxdistill.models.tensor_files import FLOATS, Tensor, open_tensors
 from jaxdistill.parallel import mesh as meshes
 
 
@@ -38,14 +38,15 @@ def param_shardings(config: ModelConfig, mesh: Mesh | None, rules: Mapping[str, 
 
     def of(path: tuple[str, ...], p: nnx.Param) -> Any:
         if mesh is None:
-            return SingleDeviceSharding(jax.devices()[0])
+            return SingleDeviceSharding(jax.local_devices()[0])
         return meshes.sharding(
             mesh, p.get_metadata()["axes"], shape=p.get_value().shape, name=".".join(path), rules=rules
         )
 
-    if mesh is not None and (config.num_heads % mesh.shape["tensor"] or config.num_kv_heads % mesh.shape["tensor"]):
+    ways = mesh.shape["tensor"] if mesh is not None else 1
+    if config.num_heads % ways or config.num_kv_heads % ways:
         raise ValueError(
-            f"mesh tensor={mesh.shape['tensor']} does not divide {config.num_heads} query heads and "
+            f"mesh tensor={ways} does not divide {config.num_heads} query heads and "
             f"{config.num_kv_heads} key heads; choose a tensor size that divides both."
         )
     flat = {names: of(names, p) for path, p in nnx.to_flat_state(state) for names in [tuple(map(str, path))]}
@@ -64,97 +65,141 @@ def init_model(
     return with_params(abstract_model(config, dtype=dtype, remat=remat, mesh=mesh), params)
 
 
+PARAM_DTYPES = ("float32", "bfloat16")
+
+
 def load_hf(
     name: str | Path,
     mesh: Mesh | None = None,
     rules: Mapping[str, Any] = meshes.RULES,
     dtype: Any = "float32",
     *,
+    param_dtype: str = "float32",
     revision: str | None = None,
     remat: str = "none",
 ) -> Decoder:
-    """Loads a Hugging Face checkpoint.
+    """Loads a Hugging Face checkpoint, tensor by tensor, straight into (sharded) arrays.
+
+    Beside the parameters, memory holds about one tensor of the checkpoint: what this process's devices need of it is
+    read once, however many of them hold it.
 
     Args:
       name: a folder, a hub repository id, or `demo`.
-      dtype: of the matrix products' inputs; parameters are fp32.
+      dtype: of the matrix products' inputs.
+      param_dtype: of the parameters: float32, or bfloat16 for a model that is not trained, which halves them.
     Raises:
-      ValueError: an unsupported config, or a tensor that is missing, left over or of another shape.
+      ValueError: an unsupported config; a broken file or index; a tensor that is missing, left over, of another shape
+        or not of floats; a mesh that does not divide a parameter.
     """
+    if param_dtype not in PARAM_DTYPES:
+        raise ValueError(f"param_dtype is {param_dtype!r}; choose {' or '.join(PARAM_DTYPES)}.")
     folder = hub.fetch(str(name), revision)
     config = ModelConfig.from_hf(hub.read_config(folder), f"{folder}/config.json")
     shardings = param_shardings(config, mesh, rules)
-    with open_tensors(folder) as tensors:
-        known = {hf for entry in entries(config) for hf in entry.hf_names(config)}
-        extra = sorted(set(tensors) - known - {"lm_head.weight"})  # tied checkpoints may repeat the embedding
-        if extra:
-            raise ValueError(
-                f"{folder}: tensor {extra[0]} ({len(extra)} in all) has no place in a {config.model_type} model; "
-                "it would be ignored."
-            )
-        abstract = nnx.to_pure_dict(nnx.state(abstract_model(config)))
-        flat = {
-            e.path: _load_entry(e, config, tensors, get(abstract, e.path).shape, get(shardings, e.path), folder)
-            for e in entries(config)
-        }
+    abstract = params_of(abstract_model(config))
+    tensors = open_tensors(folder)
+    shapes = {e.path: get(abstract, e.path).shape for e in entries(config)}
+    _check(tensors, config, shapes, folder)
+    flat = {
+        e.path: _load_entry(e, config, tensors, shapes[e.path], get(shardings, e.path), jnp.dtype(param_dtype))
+        for e in entries(config)
+    }
     return with_params(abstract_model(config, dtype=dtype, remat=remat, mesh=mesh), unflatten(flat))
 
 
+def _check(
+    tensors: Mapping[str, Tensor], config: ModelConfig, shapes: Mapping[tuple[str, ...], tuple[int, ...]], folder: Path
+) -> None:
+    """Raises ValueError unless the checkpoint holds exactly the model's tensors, before any of them is read."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for entry in entries(config):
+        shape = shapes[entry.path][1:] if entry.stacked else shapes[entry.path]
+        expected |= dict.fromkeys(entry.hf_names(config), shape[::-1] if entry.transposed else shape)
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise ValueError(
+            f"{folder}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)} are); "
+            "the checkpoint is not complete, download or export it again."
+        )
+    for name, shape in expected.items():
+        found = tensors[name]
+        if found.dtype not in FLOATS:
+            raise ValueError(
+                f"{found.file}: tensor {name} is {found.dtype}, and weights must be {'/'.join(FLOATS)}; "
+                "take the checkpoint that is not quantized."
+            )
+        if found.shape != shape:
+            raise ValueError(
+                f"{found.file}: tensor {name} has shape {list(found.shape)}, and config.json asks for {list(shape)}; "
+                "the two are not of one model."
+            )
+    # tied checkpoints may repeat the embedding; old ones hold the rotary frequencies, which follow from the config
+    extra = sorted(
+        n for n in set(tensors) - set(expected) - {"lm_head.weight"} if not n.endswith("rotary_emb.inv_freq")
+    )
+    if extra:
+        raise ValueError(
+            f"{tensors[extra[0]].file}: tensor {extra[0]} ({len(extra)} such in all) has no place in a "
+            f"{config.model_type} model and would be ignored; config.json is of another model."
+        )
+
+
 def _load_entry(
-    entry: Entry, config: ModelConfig, tensors: Mapping[str, Any], shape: tuple[int, ...], sharding: Any, folder: Path
+    entry: Entry,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    shape: tuple[int, ...],
+    sharding: Any,
+    dtype: jnp.dtype,
 ) -> jax.Array:
-    """One parameter of ours; every device's part is read from disk on its own."""
-    names = entry.hf_names(config)
-    expected = list(shape[1:] if entry.stacked else shape)
-    if entry.transposed:
-        expected.reverse()
-    for name in names:
-        if name not in tensors:
-            raise ValueError(f"{folder}: tensor {name} is missing; the checkpoint is not complete.")
-        found = tensors[name].get_shape()
-        if found != expected:
-            raise ValueError(f"{folder}: tensor {name} has shape {found}, and config.json asks for {expected}.")
-
-    def read(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None
-        inner = index[1:] if entry.stacked else index
-        wanted = names[index[0]] if entry.stacked else names
-        parts = [np.asarray(tensors[n][inner[::-1] if entry.transposed else inner], np.float32) for n in wanted]
-        parts = [p.T for p in parts] if entry.transposed else parts
-        return np.stack(parts) if entry.stacked else parts[0]
-
-    return jax.make_array_from_callback(shape, sharding, read, dtype=jnp.float32)
+    """One parameter of ours: made empty on its devices, then filled in place, tensor by tensor of the checkpoint."""
+    piece = sharding
+    if isinstance(sharding, NamedSharding):  # of one tensor, as it lies in the checkpoint
+        spec = sharding.spec[1:] if entry.stacked else sharding.spec[:]
+        piece = NamedSharding(sharding.mesh, PartitionSpec(*(spec[::-1] if entry.transposed else spec)))
+    put = _put_into(sharding, entry.stacked, entry.transposed)
+    array = jnp.zeros(shape, dtype, device=sharding)
+    for at, name in enumerate(entry.hf_names(config)):
+        value = _read_sharded(tensors[name], piece)
+        array.block_until_ready()  # else tensors would be read faster than they are put in place
+        array = put(array, value, at)
+    return array.block_until_ready()
 
 
-@contextlib.contextmanager
-def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
-    """Tensor name -> lazily read slice, over all safetensors files of a checkpoint.
+@functools.cache
+def _put_into(sharding: Any, stacked: bool, transposed: bool) -> Any:
+    """(array, tensor, layer) -> the same array, with the tensor in its place; the array's memory is reused."""
 
-    Raises:
-      ValueError: a file that the index names is missing, or one that cannot be read.
+    def put(array: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
+        value = (tensor.T if transposed else tensor).astype(array.dtype)
+        starts = (layer if stacked else 0, *(0,) * (array.ndim - 1))
+        return jax.lax.dynamic_update_slice(array, value[None] if stacked else value, starts)
+
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
+
+
+def _read_sharded(tensor: Tensor, sharding: Any) -> jax.Array:
+    """One tensor as it lies in the checkpoint, over its devices.
+
+    What this process's devices hold of it is read at once: replicas share it, and parts of rows cost no extra reads.
     """
-    from safetensors import SafetensorError, safe_open
+    rank = range(len(tensor.shape))
+    indices = [
+        [s.indices(n)[:2] for s, n in zip(index, tensor.shape, strict=True)]
+        for index in sharding.addressable_devices_indices_map(tensor.shape).values()
+    ]
+    first = [min(index[i][0] for index in indices) for i in rank]
+    end = [max(index[i][1] for index in indices) for i in rank]
+    data = tensor.read(tuple(map(slice, first, end)))
+    if data.dtype == np.float16:
+        data = data.astype(np.float32)  # exact, also for subnormal numbers, which accelerators may flush to 0
 
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        files = sorted(f.name for f in folder.glob("*.safetensors"))
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, Any] = {}
-        for name in files:
-            if not (folder / name).is_file():
-                raise ValueError(
-                    f"{folder}: {name} is named by the index, but it is not there; download the checkpoint again."
-                )
-            try:
-                file = stack.enter_context(safe_open(folder / name, framework="np"))
-            except SafetensorError as error:
-                raise ValueError(
-                    f"{folder}/{name}: not a whole safetensors file ({error}); copy or download it again."
-                ) from None
-            tensors.update({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118 (not a dict)
-        yield tensors
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        bounds = [s.indices(n)[:2] for s, n in zip(index, tensor.shape, strict=True)]
+        return data[tuple(slice(a - start, b - start) for (a, b), start in zip(bounds, first, strict=True))]
+
+    return jax.make_array_from_callback(tensor.shape, sharding, part, dtype=data.dtype)
 
 
 def with_params(model: Decoder, params: dict[str, Any]) -> Decoder:

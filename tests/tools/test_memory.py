@@ -1,0 +1,39 @@
+"""tools/memory.py runs, measures, and fails when a ratio is too large."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxdistill.models import load_hf, params_of
+
+TOOL = Path(__file__).parents[2] / "tools" / "memory.py"
+
+
+@pytest.fixture(scope="module")
+def memory():
+    spec = importlib.util.spec_from_file_location("memory", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_a_small_model_is_measured(memory, tmp_path, monkeypatch, capsys):
+    memory.make_checkpoint(tmp_path / "in", memory.SMALL, 1 << 18)
+    assert len(list((tmp_path / "in").glob("*.safetensors"))) > 1
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params_of(load_hf(tmp_path / "in"))))
+    name = "export fp32 to bf16"
+    monkeypatch.setattr(memory, "CASES", {name: memory.CASES[name]})
+    for limit, code in ((1e9, 0), (1e-9, 1)):
+        assert memory.report(tmp_path / "in", limit) == code
+        row = next(line for line in capsys.readouterr().out.splitlines() if name in line)
+        device, idle, peak, ratio, verdict, _ = row.removeprefix(f"  {name}").replace(",", "").split()
+        assert float(device) == round(4 * parameters / 1e6, 1)
+        assert 50 < float(idle) < float(peak) < 2000  # MB
+        assert float(ratio) > 1  # what is idle outweighs a small model
+        assert verdict == ("yes" if code == 0 else "NO")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
