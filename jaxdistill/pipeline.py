@@ -191,6 +191,9 @@ class Task:
             inputs=inputs,
             counts=counts,
         )
+        if self.stage.name in ("evaluate", "report"):
+            # the exports' model cards state the scores; at the report again, for a run that was stopped in between
+            importlib.import_module("jaxdistill.export.card").refresh_cards(self.config, self.shared)
         return counts
 
 

@@ -86,7 +86,7 @@ def refresh_cards(config: RunConfig, shared: RunDir) -> list[Path]:
         exported, shape = read_manifest(run.export), run.checkpoints / "model.json"
         if exported is None or not shape.is_file():
             continue
-        model = ModelConfig(**json.loads(shape.read_text()))
+        model = ModelConfig.from_hf(json.loads(shape.read_text()), str(shape))
         card = model_card(student, run, shared, model, exported["counts"]["step"], manifest["counts"])
         with atomic_file(run.export / CARD) as temporary:
             temporary.write_text(card)

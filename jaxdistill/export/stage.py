@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxdistill import progress
+from jaxdistill import hub, progress
 from jaxdistill.config import RunConfig
 from jaxdistill.export import check
 from jaxdistill.export.card import model_card
@@ -29,10 +29,13 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     """
     port = check.free_port(config.export.port) if config.export.serve else 0  # a busy port is said before any work
     mesh = make_mesh({"fsdp": -1} if len(jax.devices()) > 1 else {})
-    model_config = ModelConfig.from_hf(json.loads((run.checkpoints / "model.json").read_text()))
+    model_config = _trained_shape(run)
     model = abstract_model(model_config)
     step, params = load_params(run.checkpoints, params_of(model), param_shardings(model_config, mesh))
     model = with_params(model, params)
+
+    init = config.student.init
+    base = hub.fetch(init, config.student.revision) if init else None
 
     def verify(folder: Path) -> dict[str, float] | None:
         return check.check_logits(model, folder, config.export.dtype) if config.export.check == "transformers" else None
@@ -45,6 +48,8 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         dtype=config.export.dtype,
         max_shard_bytes=int(config.export.max_shard_gib * (1 << 30)),
         check=verify,
+        base_config=hub.read_config(base) if base else None,
+        base_generation_config=hub.read_generation_config(base) if base else None,
     )
     counts |= {"step": step, "path": str(run.export)}
     found = counts["check"]
@@ -56,6 +61,11 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     if config.export.serve and run == shared:
         counts["served"] = serve_once(config, run, shared, port)
     return counts
+
+
+def _trained_shape(run: RunDir) -> ModelConfig:
+    path = run.checkpoints / "model.json"
+    return ModelConfig.from_hf(json.loads(path.read_text()), str(path))
 
 
 def serve_once(config: RunConfig, run: RunDir, shared: RunDir, port: int) -> dict[str, str]:

@@ -181,7 +181,6 @@ class ModelConfig:
             "max_position_embeddings": self.max_position_embeddings,
             "tie_word_embeddings": self.tie_embeddings,
             "attention_dropout": 0.0,
-            "initializer_range": 0.02,
             "use_cache": True,
         }
         if self.model_type != "gemma3_text":

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.models import layers
+from jaxdistill.models.attention import attention
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.rope import Rope
 from jaxdistill.parallel import mesh as meshes
@@ -186,14 +187,20 @@ class Decoder(nnx.Module):
         """
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-        segments = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
         rope = self._rope_tables(positions_BT)
         activations = ("batch", "sequence", None)
 
         def layer(x: jax.Array, p: Mapping[str, jax.Array], kind: LayerKind) -> jax.Array:
             def attend(q, k, v):
-                return layers.causal_attention(
-                    q, k, v, segments, scale=self.config.query_scale, window=kind.window, dtype=self.dtype
+                return attention(
+                    q,
+                    k,
+                    v,
+                    segment_ids_BT,
+                    scale=self.config.query_scale,
+                    window=kind.window,
+                    dtype=self.dtype,
+                    mesh=self.mesh,
                 )
 
             x = run_layer(p, self.config, x, rope[kind.rope] if kind.rope else None, attend, self.dtype)

@@ -13,11 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-# below every score, yet finite: a row without any key to attend to gives a number, not NaN
-MASKED = -1e30
+from jaxdistill.models.attention.dense import MASKED
+
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
-# queries are taken in this many causal blocks, so that keys of the future cost nothing
-QUERY_BLOCKS = 4
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -97,32 +95,3 @@ def attend(
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(dtype)
     out = jnp.einsum("bkgts,bksd->bkgtd", weights, v, preferred_element_type=jnp.float32)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H * D)
-
-
-def causal_attention(
-    q_BTHD: jax.Array,
-    k_BTKD: jax.Array,
-    v_BTKD: jax.Array,
-    segment_ids_BT: jax.Array,
-    *,
-    scale: float,
-    window: int | None,
-    dtype: DTypeLike,
-) -> jax.Array:
-    """Self-attention to earlier tokens of the same segment; returns fp32 [B, T, H * D].
-
-    Args:
-      segment_ids_BT: tokens of one packed example share a number; 0 is padding, which nothing but padding sees.
-    """
-    T = q_BTHD.shape[1]
-    blocks = QUERY_BLOCKS if T % QUERY_BLOCKS == 0 and T >= 64 else 1
-    size = T // blocks
-    outputs = []
-    for start in range(0, T, size):
-        end = start + size
-        distance = jnp.arange(start, end)[:, None] - jnp.arange(end)[None, :]
-        causal = (distance >= 0) & (distance < window) if window else distance >= 0
-        same = segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end]
-        mask = same & causal[None]
-        outputs.append(attend(q_BTHD[:, start:end], k_BTKD[:, :end], v_BTKD[:, :end], mask, scale, dtype))
-    return jnp.concatenate(outputs, axis=1)

@@ -61,7 +61,7 @@ def exported(prepared, tmp_path):
     shared = RunDir(tmp_path / "run")
     for run in (shared, shared.baseline("plain")):
         finish(run.checkpoints, {"parameters": 12_345, "steps": 30, "epochs": 1.5, "final_loss": 0.25})
-        (run.checkpoints / "model.json").write_text(json.dumps(vars(SHAPE)))
+        (run.checkpoints / "model.json").write_text(json.dumps(SHAPE.to_hf()))
         finish(run.export, {"step": 30})
         (run.export / "README.md").write_text(model_card(config, run, shared, SHAPE, 30))
     return config, shared

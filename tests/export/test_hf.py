@@ -155,7 +155,7 @@ def test_unrelated_keys_of_the_base_survive_and_ours_win(model, tokenizer, tmp_p
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
         "quantization_config": {"bits": 4},
         "auto_map": {"AutoModel": "their_code.Model"},
-        "max_window_layers": 28,
+        "initializer_range": 0.125,
         "eos_token_id": [2, 7],
         "bos_token_id": 1,
         "torch_dtype": "float16",
@@ -171,7 +171,7 @@ def test_unrelated_keys_of_the_base_survive_and_ours_win(model, tokenizer, tmp_p
         base_generation_config=generation,
     )
     config = config_of(tmp_path / "out")
-    assert config["max_window_layers"] == 28
+    assert config["initializer_range"] == 0.125
     assert config["eos_token_id"] == [2, 7]
     assert config["bos_token_id"] == 1
     assert config["pad_token_id"] == 0
