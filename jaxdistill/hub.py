@@ -33,7 +33,7 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
                 f"{name}: no such folder; give a Hugging Face checkpoint's folder or a repository id (owner/name)."
             )
         folder = _download(name, revision, weights)
-    needed = ["config.json"] if weights else ["tokenizer.json"]
+    needed = ["tokenizer.json"] if not weights else [] if is_adapter(folder) else ["config.json"]
     for file in needed:
         if not (folder / file).is_file():
             raise ValueError(
@@ -43,6 +43,11 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
     if weights and not any(folder.glob("*.safetensors")):
         raise ValueError(_no_weights(folder, downloaded=folder != Path(name) and name != DEMO))
     return folder
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds adapters in PEFT's format instead of a whole model."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def _no_weights(folder: Path, *, downloaded: bool) -> str:
@@ -65,7 +70,9 @@ def revision_of(folder: Path) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for file in sorted(
+        [folder / ("adapter_config.json" if is_adapter(folder) else "config.json"), *folder.glob("*.safetensors")]
+    ):
         digest.update(file.name.encode())
         # a safetensors header names every tensor; together with the tail of the data it tells checkpoints apart
         with open(file, "rb") as stream:

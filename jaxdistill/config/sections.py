@@ -138,7 +138,7 @@ class DataConfig:
 class ArchitectureConfig:
     """YAML section `student.architecture`: a student from scratch, in Hugging Face's names."""
 
-    model_type: Literal["qwen2", "qwen3", "llama"] = "qwen3"
+    model_type: Literal["qwen2", "qwen3", "llama", "mistral", "smollm3", "gemma3_text"] = "qwen3"
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -149,6 +149,22 @@ class ArchitectureConfig:
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = True
+
+
+@section
+class LoraConfig:
+    """YAML section `student.lora`: trains low-rank adapters beside frozen matrices (arXiv:2106.09685)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """The adapters' output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Of the adapters' inputs."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Linear layers by Hugging Face's names (q_proj ... down_proj), or all of them."""
+    base_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
+    """Of the frozen model; bfloat16 halves it and loses nothing of a checkpoint that is stored so. int8 and nf4 (as in
+    QLoRA, arXiv:2305.14314) quantize the layers' matrices."""
 
 
 @section
@@ -164,6 +180,8 @@ class StudentConfig:
     """Folder or repository id; `init`'s own if absent, then the teacher's. `train` trains a new one on the traces."""
     tokenizer_vocab: int = 4096
     """Size of the vocabulary that `tokenizer: train` makes."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the whole model."""
 
     def __post_init__(self):
         _require(
@@ -245,6 +263,8 @@ class ExportConfig:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_shard_gib: float = 4.0
+    lora: Literal["merged", "adapter"] = "merged"
+    """Of a student with adapters: the whole model, or the adapters alone as PEFT loads them."""
     check: Literal["transformers", "none"] = "transformers"
     """Reload with transformers and compare logits, before the folder gets its final name."""
     serve: bool = False
@@ -293,6 +313,14 @@ class RunConfig:
     """More students on the same traces: a name, and what differs, as `data.response: answer`."""
 
     def __post_init__(self):
+        _require(
+            self.export.lora == "merged" or (self.student.lora is not None and self.student.init is not None),
+            "export.lora: adapter needs `student.lora`, and `student.init`, the checkpoint that the adapter is for.",
+        )
+        _require(
+            self.export.lora == "merged" or self.evaluate is None or self.evaluate.engine == "jax",
+            "export.lora: adapter is evaluated by `evaluate.engine: jax` alone; vLLM needs export.lora: merged.",
+        )
         for name in self.baselines:
             _require(
                 name.replace("_", "").replace("-", "").isalnum() and name not in {"student", "teacher"},

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.export.writer import DTYPES, Piece, by_the_writer, plan_files, write_file
+from jaxdistill.export.writer import DTYPES, Piece, by_the_writer, pieces_of, plan_files, write_file
 from jaxdistill.models import Decoder, ModelConfig
+from jaxdistill.models.adapters import CONFIG, WEIGHTS, adapter_entries, to_peft
 from jaxdistill.models.tensor_files import INDEX
 from jaxdistill.records import atomic_folder
 
@@ -78,10 +79,7 @@ def export_hf(
             assert folder is not None
             _write_index(folder, files)
             _write_configs(model.config, folder, tokenizer, dtype, base_config, base_generation_config)
-            (folder / "README.md").write_text(card)
-            for file in sorted(tokenizer.iterdir()):
-                if file.suffix in TOKENIZER_SUFFIXES or file.name in TOKENIZER_JSON:
-                    shutil.copyfile(file, folder / file.name)
+            _write_texts(folder, tokenizer, card)
             return check(folder) if check else None
 
         folder = by_the_writer(begin)
@@ -97,7 +95,41 @@ def export_hf(
     }
 
 
+def export_adapter(
+    model: Decoder, path: Path, *, base: str, revision: str | None, tokenizer: Path, card: str
+) -> dict[str, Any]:
+    """Writes the adapters of a model alone, as PEFT loads them, in fp32; otherwise like `export_hf`.
+
+    Args:
+      base: the checkpoint that the adapters were trained on: a hub repository id or a folder.
+    """
+    assert model.lora is not None
+    pieces = sorted(
+        pieces_of(model, adapter_entries(model.config, model.lora), DTYPES["float32"]), key=lambda piece: piece.name
+    )
+    settings = to_peft(model.lora, base, revision)
+    with contextlib.ExitStack() as stack:
+        folder = by_the_writer(lambda: stack.enter_context(atomic_folder(path)))
+        write_file(folder / WEIGHTS if folder else None, pieces)
+
+        def finish() -> None:
+            assert folder is not None
+            (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+            _write_texts(folder, tokenizer, card)
+
+        by_the_writer(finish)
+        by_the_writer(stack.close)
+    return {"tensors": len(pieces), "bytes": sum(piece.bytes for piece in pieces), "files": 1, "check": None}
+
+
 # --------------------------------------------------------------------------------------------------- other files
+
+
+def _write_texts(folder: Path, tokenizer: Path, card: str) -> None:
+    (folder / "README.md").write_text(card)
+    for file in sorted(tokenizer.iterdir()):
+        if file.suffix in TOKENIZER_SUFFIXES or file.name in TOKENIZER_JSON:
+            shutil.copyfile(file, folder / file.name)
 
 
 def _write_index(folder: Path, files: Mapping[str, list[Piece]]) -> None:

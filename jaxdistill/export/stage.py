@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxdistill import hub, progress
 from jaxdistill.config import RunConfig
 from jaxdistill.export import check
 from jaxdistill.export.card import model_card
-from jaxdistill.export.hf import export_hf
-from jaxdistill.models import ModelConfig, abstract_model, param_shardings, params_of, with_params
+from jaxdistill.export.hf import export_adapter, export_hf
+from jaxdistill.models import (
+    Decoder,
+    ModelConfig,
+    abstract_model,
+    join_params,
+    merge_lora,
+    param_shardings,
+    params_of,
+    split_params,
+    with_params,
+)
+from jaxdistill.models.student import lora_of, start_student
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import Problem, RunDir, read_records
 from jaxdistill.train.checkpoint import load_params
@@ -29,28 +41,16 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     """
     port = check.free_port(config.export.port) if config.export.serve else 0  # a busy port is said before any work
     mesh = make_mesh({"fsdp": -1} if len(jax.devices()) > 1 else {})
-    model_config = _trained_shape(run)
-    model = abstract_model(model_config)
-    step, params = load_params(run.checkpoints, params_of(model), param_shardings(model_config, mesh))
-    model = with_params(model, params)
-
-    init = config.student.init
-    base = hub.fetch(init, config.student.revision) if init else None
-
-    def verify(folder: Path) -> dict[str, float] | None:
-        return check.check_logits(model, folder, config.export.dtype) if config.export.check == "transformers" else None
-
-    counts = export_hf(
-        model,
-        run.export,
-        tokenizer=run.tokenizer,
-        card=model_card(config, run, shared, model_config, step),
-        dtype=config.export.dtype,
-        max_shard_bytes=int(config.export.max_shard_gib * (1 << 30)),
-        check=verify,
-        base_config=hub.read_config(base) if base else None,
-        base_generation_config=hub.read_generation_config(base) if base else None,
-    )
+    shape, init = _trained_shape(run), config.student.init
+    step, model = _trained(config, run, shape, mesh)
+    card = model_card(config, run, shared, shape, step)
+    if model.lora is not None and config.export.lora == "adapter":
+        assert init is not None  # the config was refused otherwise
+        counts = export_adapter(
+            model, run.export, base=init, revision=config.student.revision, tokenizer=run.tokenizer, card=card
+        )
+    else:
+        counts = _export_whole(config, run, merge_lora(model), card)
     counts |= {"step": step, "path": str(run.export)}
     found = counts["check"]
     difference = f"; transformers' logits differ by at most {found['max_difference']:.1e}" if found else ""
@@ -61,6 +61,38 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     if config.export.serve and run == shared:
         counts["served"] = serve_once(config, run, shared, port)
     return counts
+
+
+def _trained(config: RunConfig, run: RunDir, shape: ModelConfig, mesh: Mesh) -> tuple[int, Decoder]:
+    """(step, student) of the newest checkpoint; the frozen parameters of adapters come from where they came from."""
+    lora = lora_of(config.student)
+    abstract = abstract_model(shape, lora=lora)
+    trained, _ = split_params(params_of(abstract))
+    shardings, _ = split_params(param_shardings(shape, mesh, lora=lora))
+    step, params = load_params(run.checkpoints, trained, shardings)
+    if lora is None:
+        return step, with_params(abstract, params)
+    _, frozen = split_params(params_of(start_student(config.student, shape, config.seed, mesh)))
+    return step, with_params(abstract, join_params(params, frozen))
+
+
+def _export_whole(config: RunConfig, run: RunDir, model: Decoder, card: str) -> dict[str, Any]:
+    base = hub.fetch(config.student.init, config.student.revision) if config.student.init else None
+
+    def verify(folder: Path) -> dict[str, float] | None:
+        return check.check_logits(model, folder, config.export.dtype) if config.export.check == "transformers" else None
+
+    return export_hf(
+        model,
+        run.export,
+        tokenizer=run.tokenizer,
+        card=card,
+        dtype=config.export.dtype,
+        max_shard_bytes=int(config.export.max_shard_gib * (1 << 30)),
+        check=verify,
+        base_config=hub.read_config(base) if base else None,
+        base_generation_config=hub.read_generation_config(base) if base else None,
+    )
 
 
 def _trained_shape(run: RunDir) -> ModelConfig:

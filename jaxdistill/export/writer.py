@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +54,7 @@ def plan_files(model: Decoder, dtype: str, max_shard_bytes: int) -> dict[str, li
     """File name -> its tensors, in the order in which they lie in it."""
     shards: list[list[Piece]] = [[]]
     size = 0
-    for piece in _pieces(model, dtype):
+    for piece in pieces_of(model, entries(model.config), dtype):
         if size and size + piece.bytes > max_shard_bytes:
             shards.append([])
             size = 0
@@ -67,8 +67,8 @@ def plan_files(model: Decoder, dtype: str, max_shard_bytes: int) -> dict[str, li
     return {f"model-{n:05d}-of-{len(ordered):05d}.safetensors": shard for n, shard in enumerate(ordered, start=1)}
 
 
-def _pieces(model: Decoder, dtype: str) -> Iterator[Piece]:
-    """Every tensor, layer by layer, so that a layer's tensors share a file."""
+def pieces_of(model: Decoder, wanted: Iterable[Entry], dtype: str) -> Iterator[Piece]:
+    """The tensors of these parameters, layer by layer, so that a layer's tensors share a file."""
     params, config = params_of(model), model.config
 
     def piece(entry: Entry, layer: int | None) -> Piece:
@@ -77,7 +77,7 @@ def _pieces(model: Decoder, dtype: str) -> Iterator[Piece]:
         shape = shape[::-1] if entry.transposed else shape
         return Piece(names[layer or 0], shape, dtype, array, layer, entry.transposed)
 
-    for stacked, group in itertools.groupby(entries(config), lambda entry: entry.stacked):
+    for stacked, group in itertools.groupby(wanted, lambda entry: entry.stacked):
         members = list(group)
         if not stacked:
             yield from (piece(entry, None) for entry in members)

@@ -2,15 +2,30 @@
 
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import Decoder
-from jaxdistill.models.load import abstract_model, init_model, load_hf, param_shardings, params_of, with_params
+from jaxdistill.models.load import (
+    abstract_model,
+    init_model,
+    load_hf,
+    merge_lora,
+    param_shardings,
+    params_of,
+    with_lora,
+    with_params,
+)
+from jaxdistill.models.lora import Lora, join_params, split_params
 
 __all__ = [
     "Decoder",
+    "Lora",
     "ModelConfig",
     "abstract_model",
     "init_model",
+    "join_params",
     "load_hf",
+    "merge_lora",
     "param_shardings",
     "params_of",
+    "split_params",
+    "with_lora",
     "with_params",
 ]

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdistill.models import layers
 from jaxdistill.models.attention import attention
 from jaxdistill.models.config import LayerKind, ModelConfig
+from jaxdistill.models.lora import LORA_A, LORA_B, Lora, add_params
+from jaxdistill.models.quantize import dense
 from jaxdistill.models.rope import Rope
 from jaxdistill.parallel import mesh as meshes
 
@@ -42,7 +44,7 @@ models that do not fit otherwise); its input and every matrix product; its input
 class Layers(nnx.Module):
     """The parameters of all L decoder layers, stacked, by name."""
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
+    def __init__(self, config: ModelConfig, key: jax.Array, lora: Lora | None = None):
         c, L = config, config.num_layers
         keys = iter(jax.random.split(key, 8))
         # outputs into the residual stream start smaller, as in GPT-2: L layers add up
@@ -78,10 +80,22 @@ class Layers(nnx.Module):
         if c.family.sandwich_norms:
             self.post_attention_norm = vector(c.hidden_size, "norm", one)
             self.post_mlp_norm = vector(c.hidden_size, "norm", one)
+        if lora is not None:
+            add_params(self, lora, jax.random.fold_in(key, 1))
+
+
+DROPOUT_KEY = "dropout_key"
+"""Beside a layer's parameters while adapters are trained with dropout: its own random key."""
 
 
 def run_layer(
-    p: Mapping[str, jax.Array], config: ModelConfig, x_BTE: jax.Array, rope: Any, attend: Attend, dtype: Any
+    p: Mapping[str, jax.Array],
+    config: ModelConfig,
+    x_BTE: jax.Array,
+    rope: Any,
+    attend: Attend,
+    dtype: Any,
+    lora: Lora | None = None,
 ) -> jax.Array:
     """One layer, from its parameters `p` (slices of `Layers`' arrays): attention, then MLP, each added to x.
 
@@ -92,9 +106,14 @@ def run_layer(
     B, T, _ = x_BTE.shape
 
     def linear(name: str, x: jax.Array) -> jax.Array:
-        y = layers.matmul(x, p[name], dtype)
+        y = layers.matmul(x, dense(p[name]), dtype)
         bias = p.get(f"{name}_bias")
-        return y if bias is None else y + layers.last_axis(bias, y.ndim)
+        y = y if bias is None else y + layers.last_axis(bias, y.ndim)
+        if lora is None or name not in lora.targets:
+            return y
+        if DROPOUT_KEY in p:
+            x = layers.dropout(x, lora.dropout, jax.random.fold_in(p[DROPOUT_KEY], lora.targets.index(name)))
+        return y + lora.scale * layers.matmul(layers.matmul(x, p[name + LORA_A], dtype), p[name + LORA_B], dtype)
 
     def norm(name: str, x: jax.Array) -> jax.Array:
         return layers.rms_norm(x, p[name] + 1.0 if c.family.norm_offset else p[name], c.rms_norm_eps)
@@ -142,6 +161,7 @@ class Decoder(nnx.Module):
       dtype: of the matrix products' inputs; parameters, sums and logits are fp32.
       remat: a policy of `REMAT`: which activations are kept for the backward pass.
       mesh: if set, activations are kept sharded over it.
+      lora: if set, the layers' matrices have adapters.
     """
 
     def __init__(
@@ -152,12 +172,13 @@ class Decoder(nnx.Module):
         dtype: Any = jnp.float32,
         remat: str = "none",
         mesh: Mesh | None = None,
+        lora: Lora | None = None,
     ):
-        self.config, self.dtype, self.remat, self.mesh = config, jnp.dtype(dtype), remat, mesh
+        self.config, self.dtype, self.remat, self.mesh, self.lora = config, jnp.dtype(dtype), remat, mesh, lora
         embed_key, head_key, layers_key = jax.random.split(key, 3)
         shape = (config.vocab_size, config.hidden_size)
         self.embed = nnx.Param(jax.random.normal(embed_key, shape, jnp.float32) * 0.02, axes=("vocab", "embed"))
-        self.layers = Layers(config, layers_key)
+        self.layers = Layers(config, layers_key, lora)
         self.norm = nnx.Param(
             jnp.full((config.hidden_size,), 0.0 if config.family.norm_offset else 1.0, jnp.float32), axes=("norm",)
         )
@@ -169,21 +190,26 @@ class Decoder(nnx.Module):
         tokens_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"] | None = None,
         segment_ids_BT: Int[Array, "B T"] | None = None,
+        *,
+        dropout_key: jax.Array | None = None,
     ) -> Float[Array, "B T V"]:
         """fp32 logits; position t holds the scores of token t + 1."""
-        return self.project(self.hidden(tokens_BT, positions_BT, segment_ids_BT))
+        return self.project(self.hidden(tokens_BT, positions_BT, segment_ids_BT, dropout_key=dropout_key))
 
     def hidden(
         self,
         tokens_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"] | None = None,
         segment_ids_BT: Int[Array, "B T"] | None = None,
+        *,
+        dropout_key: jax.Array | None = None,
     ) -> Float[Array, "B T E"]:
         """The last layer's output after the final norm: what the vocabulary projection takes.
 
         Args:
           positions_BT: counted from 0 along each row if absent; packed rows restart in every segment.
           segment_ids_BT: one segment a row if absent; a token sees earlier tokens of its own segment only.
+          dropout_key: for the dropout of adapters in training; none without it.
         """
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
@@ -203,20 +229,22 @@ class Decoder(nnx.Module):
                     mesh=self.mesh,
                 )
 
-            x = run_layer(p, self.config, x, rope[kind.rope] if kind.rope else None, attend, self.dtype)
+            x = run_layer(p, self.config, x, rope[kind.rope] if kind.rope else None, attend, self.dtype, self.lora)
             return meshes.constrain(x, activations, self.mesh)
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.remat], static_argnums=2)
         x = meshes.constrain(self._embedded(tokens_BT), activations, self.mesh)
         stacked = self.layer_params()
+        if dropout_key is not None and self.lora is not None and self.lora.dropout:
+            stacked[DROPOUT_KEY] = jax.random.split(dropout_key, self.config.num_layers)
         for first, period, repeats in runs_of(self.config.kinds):
             kinds = self.config.kinds[first : first + period]
-            run = {n: _blocks(p, first, period, repeats) for n, p in stacked.items()}
+            run = jax.tree.map(lambda p, cut=(first, period, repeats): _blocks(p, *cut), stacked)
 
             def block(x, p, kinds=kinds):
                 for i, kind in enumerate(kinds):
-                    x = layer(x, p if len(kinds) == 1 else {n: v[i] for n, v in p.items()}, kind)
+                    x = layer(x, p if len(kinds) == 1 else jax.tree.map(lambda v, i=i: v[i], p), kind)
                 return x, None
 
             # a few layers compile as fast unrolled, and run faster: a loop's buffers are copied in and out
@@ -280,12 +308,13 @@ class Decoder(nnx.Module):
                 return layers.attend(q, keys, values, visible, self.config.query_scale, self.dtype)
 
             x = run_layer(
-                {name: p[i] for name, p in stacked.items()},
+                jax.tree.map(lambda p, i=i: p[i], stacked),
                 self.config,
                 x,
                 rope[kind.rope] if kind.rope else None,
                 attend,
                 self.dtype,
+                self.lora,
             )
         return self.project(self._final_norm(x[:, -1:]))[:, 0], filled
 

@@ -64,6 +64,11 @@ def last_axis(vector: jax.Array, ndim: int) -> jax.Array:
     return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
+def dropout(x: jax.Array, share: float, key: jax.Array) -> jax.Array:
+    """Zeroes a share of the numbers and scales the others up, so that the mean stays."""
+    return jnp.where(jax.random.bernoulli(key, 1.0 - share, x.shape), x / (1.0 - share), 0.0)
+
+
 def softcap(logits: jax.Array, cap: float | None) -> jax.Array:
     """cap * tanh(logits / cap), which keeps logits within +-cap; nothing if `cap` is None."""
     return logits if cap is None else cap * jnp.tanh(logits / cap)

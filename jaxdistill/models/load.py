@@ -14,27 +14,38 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxdistill import hub
+from jaxdistill.models.adapters import read_adapter, read_peft
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import Decoder
+from jaxdistill.models.lora import MATRICES, Lora, join_params, merged_params, split_params
 from jaxdistill.models.names import Entry, entries
+from jaxdistill.models.quantize import QTYPES, quantize
 from jaxdistill.models.tensor_files import FLOATS, Tensor, open_tensors
 from jaxdistill.parallel import mesh as meshes
 
 
 def abstract_model(
-    config: ModelConfig, *, dtype: Any = "float32", remat: str = "none", mesh: Mesh | None = None
+    config: ModelConfig,
+    *,
+    dtype: Any = "float32",
+    remat: str = "none",
+    mesh: Mesh | None = None,
+    lora: Lora | None = None,
 ) -> Decoder:
     """A model with shapes for parameters, which costs no memory."""
-    return nnx.eval_shape(lambda: Decoder(config, key=jax.random.key(0), dtype=dtype, remat=remat, mesh=mesh))
+    key = jax.random.key(0)
+    return nnx.eval_shape(lambda: Decoder(config, key=key, dtype=dtype, remat=remat, mesh=mesh, lora=lora))
 
 
-def param_shardings(config: ModelConfig, mesh: Mesh | None, rules: Mapping[str, Any] = meshes.RULES) -> dict[str, Any]:
+def param_shardings(
+    config: ModelConfig, mesh: Mesh | None, rules: Mapping[str, Any] = meshes.RULES, lora: Lora | None = None
+) -> dict[str, Any]:
     """Where every parameter lives: a tree like the parameters', of shardings.
 
     Raises:
       ValueError: the mesh does not divide a parameter.
     """
-    state = nnx.state(abstract_model(config))
+    state = nnx.state(abstract_model(config, lora=lora))
 
     def of(path: tuple[str, ...], p: nnx.Param) -> Any:
         if mesh is None:
@@ -54,18 +65,63 @@ def param_shardings(config: ModelConfig, mesh: Mesh | None, rules: Mapping[str, 
 
 
 def init_model(
-    config: ModelConfig, seed: int, *, dtype: Any = "float32", remat: str = "none", mesh: Mesh | None = None
+    config: ModelConfig,
+    seed: int,
+    *,
+    dtype: Any = "float32",
+    param_dtype: str = "float32",
+    remat: str = "none",
+    mesh: Mesh | None = None,
 ) -> Decoder:
     """A model from scratch; its parameters are born sharded and do not depend on the mesh."""
+    _check_param_dtype(param_dtype)
 
     def make() -> dict[str, Any]:
         return nnx.to_pure_dict(nnx.state(Decoder(config, key=jax.random.key(seed))))
 
     params = jax.jit(make, out_shardings=param_shardings(config, mesh))()
+    params = jax.tree.map_with_path(lambda path, p: _stored(p, path[-1].key, param_dtype), params)
     return with_params(abstract_model(config, dtype=dtype, remat=remat, mesh=mesh), params)
 
 
-PARAM_DTYPES = ("float32", "bfloat16")
+def with_lora(model: Decoder, lora: Lora, seed: int, rules: Mapping[str, Any] = meshes.RULES) -> Decoder:
+    """The same model with adapters that change nothing yet; they are born sharded and do not depend on the mesh."""
+    config = model.config
+
+    def make() -> dict[str, Any]:
+        made = nnx.to_pure_dict(nnx.state(Decoder(config, key=jax.random.key(seed), lora=lora)))
+        return split_params(made)[0]
+
+    shardings = split_params(param_shardings(config, model.mesh, rules, lora))[0]
+    params = join_params(jax.jit(make, out_shardings=shardings)(), params_of(model))
+    return with_params(abstract_model(config, dtype=model.dtype, remat=model.remat, mesh=model.mesh, lora=lora), params)
+
+
+def merge_lora(model: Decoder) -> Decoder:
+    """The same function without adapters: each is added to its matrix."""
+    if model.lora is None:
+        return model
+    params = merged_params(params_of(model), model.lora)
+    return with_params(abstract_model(model.config, dtype=model.dtype, remat=model.remat, mesh=model.mesh), params)
+
+
+PARAM_DTYPES = ("float32", "bfloat16", *QTYPES)
+
+
+def _check_param_dtype(name: str) -> None:
+    if name not in PARAM_DTYPES:
+        raise ValueError(f"param_dtype is {name!r}; choose one of {', '.join(PARAM_DTYPES)}.")
+
+
+def _array_dtype(param_dtype: str) -> jnp.dtype:
+    """What a parameter is first loaded as."""
+    return jnp.dtype("bfloat16" if param_dtype in QTYPES else param_dtype)
+
+
+def _stored(p: jax.Array, name: str, param_dtype: str) -> Any:
+    """A loaded parameter as it is kept: matrices of the layers may be quantized."""
+    p = p.astype(_array_dtype(param_dtype))
+    return quantize(p, param_dtype) if param_dtype in QTYPES and name in MATRICES else p
 
 
 def load_hf(
@@ -84,24 +140,40 @@ def load_hf(
     read once, however many of them hold it.
 
     Args:
-      name: a folder, a hub repository id, or `demo`.
+      name: a folder, a hub repository id, or `demo`; a PEFT adapter is merged into the base that it names.
       dtype: of the matrix products' inputs.
-      param_dtype: of the parameters: float32, or bfloat16 for a model that is not trained, which halves them.
+      param_dtype: of the parameters: float32; bfloat16 for a model that is not trained, which halves them; int8 or nf4
+        for the frozen base of adapters, which quantizes the layers' matrices (`models/quantize.py`).
     Raises:
       ValueError: an unsupported config; a broken file or index; a tensor that is missing, left over, of another shape
         or not of floats; a mesh that does not divide a parameter.
     """
-    if param_dtype not in PARAM_DTYPES:
-        raise ValueError(f"param_dtype is {param_dtype!r}; choose {' or '.join(PARAM_DTYPES)}.")
+    _check_param_dtype(param_dtype)
     folder = hub.fetch(str(name), revision)
+    if hub.is_adapter(folder):
+        lora, base, base_revision = read_peft(folder)
+        model = load_hf(base, mesh, rules, dtype, param_dtype=param_dtype, revision=base_revision, remat=remat)
+        adapted = with_lora(model, lora, seed=0, rules=rules)
+        params, shardings = params_of(adapted), param_shardings(adapted.config, mesh, rules, lora)["layers"]
+        for adapter, value in read_adapter(folder, adapted.config, lora).items():
+            if value.shape != params["layers"][adapter].shape:
+                raise ValueError(
+                    f"{folder}: {adapter} has shape {list(value.shape)}, and {base} needs "
+                    f"{list(params['layers'][adapter].shape)}; the adapter is of another base."
+                )
+            params["layers"][adapter] = jax.device_put(value, shardings[adapter])
+        return merge_lora(with_params(adapted, params))
     config = ModelConfig.from_hf(hub.read_config(folder), f"{folder}/config.json")
     shardings = param_shardings(config, mesh, rules)
     abstract = params_of(abstract_model(config))
     tensors = open_tensors(folder)
     shapes = {e.path: get(abstract, e.path).shape for e in entries(config)}
     _check(tensors, config, shapes, folder)
+    first = _array_dtype(param_dtype)
     flat = {
-        e.path: _load_entry(e, config, tensors, shapes[e.path], get(shardings, e.path), jnp.dtype(param_dtype))
+        e.path: _stored(
+            _load_entry(e, config, tensors, shapes[e.path], get(shardings, e.path), first), e.path[-1], param_dtype
+        )
         for e in entries(config)
     }
     return with_params(abstract_model(config, dtype=dtype, remat=remat, mesh=mesh), unflatten(flat))

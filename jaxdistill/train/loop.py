@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill import hub, progress
+from jaxdistill import progress
 from jaxdistill.config import RunConfig, fingerprint, to_dict
 from jaxdistill.data.rows import Batches
-from jaxdistill.models import Decoder, ModelConfig, abstract_model, init_model, load_hf, params_of
+from jaxdistill.models import abstract_model, params_of, split_params
+from jaxdistill.models.student import lora_of, start_student, student_shape
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import RunDir, read_manifest, write_json
+from jaxdistill.tokenization import load_tokenizer
 from jaxdistill.train.checkpoint import Checkpoints
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
 from jaxdistill.train.step import init_state, make_step, put_batch, state_shardings
@@ -36,20 +38,22 @@ def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     batches = Batches(run.tokens, batch_rows=t.batch_rows, seed=config.seed)
     steps = t.steps or math.ceil((t.epochs or 0) * batches.rows / t.batch_rows)
     mesh = make_mesh(to_dict(t.mesh))
-    model_config = student_config(config, run, batches.row_tokens)
+    vocabulary = len(load_tokenizer(str(run.tokenizer)))
+    student, lora = student_shape(config.student, vocabulary, batches.row_tokens), lora_of(config.student)
     optimizer = make_optimizer(t.optimizer, steps)
-    shardings = state_shardings(model_config, optimizer, mesh)
-    model = start_model(config, model_config, mesh)
-    state = init_state(params_of(model), optimizer, shardings)
+    shardings = state_shardings(student, optimizer, mesh, lora)
+    trained, frozen = split_params(params_of(start_student(config.student, student, config.seed, mesh)))
+    state = init_state(trained, optimizer, shardings)
     step_fn = make_step(
-        abstract_model(model_config, dtype=t.compute_dtype, remat=t.remat, mesh=mesh),
+        abstract_model(student, dtype=t.compute_dtype, remat=t.remat, mesh=mesh, lora=lora),
         optimizer,
         shardings,
         region_weights=(t.thinking_weight, t.answer_weight),
         micro_batches=t.micro_batches,
+        seed=config.seed,
     )
     checkpoints = Checkpoints(run.checkpoints, keep=t.keep_checkpoints, identity=_identity(config, run))
-    write_json(run.checkpoints / MODEL, model_config.to_hf())
+    write_json(run.checkpoints / MODEL, student.to_hf())
     first = 0
     if checkpoints.latest() is not None:
         first, state = checkpoints.restore(state, shardings)
@@ -71,7 +75,7 @@ def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         for step in range(first, steps):
             batch = upcoming.result()
             upcoming = read(step + 1)
-            state, metrics = step_fn(state, batch)
+            state, metrics = step_fn(state, batch, frozen)
             if pending is not None:  # one step late, so that the device never waits for the log
                 update(*log.add(*pending))
             pending = (step, metrics, float(schedule(step)), batch)
@@ -139,43 +143,6 @@ class MetricsLog:
         """Totals, over all the processes that a resumed run took."""
         names = ("loss", "accuracy", "tokens", "trained_tokens", "seconds")
         return {("final_" + n if n in ("loss", "accuracy") else n): self.last.get(n) for n in names}
-
-
-def student_config(config: RunConfig, run: RunDir, row_tokens: int) -> ModelConfig:
-    """The student's shape.
-
-    Raises:
-      ValueError: the tokenizer has ids that the checkpoint has no row for, or rows are longer than the context.
-    """
-    from jaxdistill.tokenization import load_tokenizer
-
-    vocabulary = len(load_tokenizer(str(run.tokenizer)))
-    if config.student.init is not None:
-        folder = hub.fetch(config.student.init, config.student.revision)
-        made = ModelConfig.from_hf(hub.read_config(folder), f"{folder}/config.json")
-        if vocabulary > made.vocab_size:
-            raise ValueError(
-                f"{folder}: {made.vocab_size} embeddings for a tokenizer of {vocabulary} tokens; "
-                "use the checkpoint's own tokenizer."
-            )
-    else:
-        assert config.student.architecture is not None
-        made = ModelConfig.from_hf(
-            to_dict(config.student.architecture) | {"vocab_size": vocabulary}, "student.architecture"
-        )
-    if row_tokens > made.max_position_embeddings:
-        # packed segments restart their positions, so this is about the longest example, which a row bounds
-        raise ValueError(
-            f"data.row_tokens={row_tokens} is beyond the student's context of {made.max_position_embeddings}; lower it."
-        )
-    return made
-
-
-def start_model(config: RunConfig, model_config: ModelConfig, mesh: Any) -> Decoder:
-    """The student before its first step."""
-    if config.student.init is not None:
-        return load_hf(config.student.init, mesh, revision=config.student.revision)
-    return init_model(model_config, config.seed, mesh=mesh)
 
 
 def _identity(config: RunConfig, run: RunDir) -> dict[str, Any]:

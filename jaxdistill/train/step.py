@@ -15,7 +15,17 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.losses import cross_entropy, shift
-from jaxdistill.models import Decoder, ModelConfig, init_model, param_shardings, params_of, with_params
+from jaxdistill.models import (
+    Decoder,
+    Lora,
+    ModelConfig,
+    abstract_model,
+    join_params,
+    param_shardings,
+    params_of,
+    split_params,
+    with_params,
+)
 from jaxdistill.parallel import mesh as meshes
 
 State = dict[str, Any]
@@ -24,42 +34,57 @@ Batch = dict[str, jax.Array]
 """`tokens`, `regions`, `segment_ids`, `positions`, each [B, T]."""
 
 
-def loss_sums(model: Decoder, batch: Batch, region_weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss_sums(
+    model: Decoder, batch: Batch, region_weights: jax.Array, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(sum of weighted -log p, {count, hits}) over a batch of packed rows.
 
     Args:
       region_weights: fp32 [3], the weight of prompt (0), thinking and answer tokens.
+      dropout_key: for the dropout of adapters.
     """
     weights_BT = region_weights[batch["regions"].astype(jnp.int32)]
     targets_BT, weights_BT = shift(batch["tokens"], weights_BT, batch["segment_ids"])
-    logits_BTV = model(batch["tokens"], batch["positions"], batch["segment_ids"])
+    logits_BTV = model(batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key)
     total, count, hits = cross_entropy(logits_BTV, targets_BT, weights_BT)
     return total, {"count": count, "hits": hits}
 
 
 def gradients(
-    model: Decoder, params: Any, batch: Batch, region_weights: jax.Array, micro_batches: int
+    model: Decoder,
+    params: Any,
+    batch: Batch,
+    region_weights: jax.Array,
+    micro_batches: int,
+    *,
+    frozen: Any = None,
+    dropout_key: jax.Array | None = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Gradient of (sum / count) over the whole batch, however many micro-batches it is taken in.
 
+    Args:
+      params: what is trained, see `models.split_params`.
+      frozen: the parameters that are not; none if absent.
     Returns:
       (gradient, {loss, count, accuracy}). Sums are added over micro-batches first and divided once.
     """
 
-    def sums(params: Any, part: Batch) -> tuple[Any, dict[str, jax.Array]]:
+    def sums(params: Any, part: Batch, key: jax.Array | None) -> tuple[Any, dict[str, jax.Array]]:
         (total, more), gradient = jax.value_and_grad(
-            lambda p: loss_sums(with_params(model, p), part, region_weights), has_aux=True
+            lambda p: loss_sums(with_params(model, join_params(p, frozen or {})), part, region_weights, key),
+            has_aux=True,
         )(params)
         return gradient, {"total": total} | more
 
     if micro_batches == 1:
-        gradient, found = sums(params, batch)
+        gradient, found = sums(params, batch, dropout_key)
     else:
         parts = {k: v.reshape(micro_batches, -1, v.shape[1]) for k, v in batch.items()}
-        shapes = jax.eval_shape(sums, params, {k: v[0] for k, v in parts.items()})
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, micro_batches)
+        first = jax.tree.map(lambda x: x[0], (parts, keys))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sums, params, *first))
         (gradient, found), _ = jax.lax.scan(
-            lambda carry, part: (jax.tree.map(jnp.add, carry, sums(params, part)), None), zero, parts
+            lambda carry, part: (jax.tree.map(jnp.add, carry, sums(params, *part)), None), zero, (parts, keys)
         )
     # a batch without a single trained token gives a zero gradient, not NaN
     count = jnp.maximum(found["count"], 1e-9)
@@ -74,12 +99,21 @@ def make_step(
     *,
     region_weights: tuple[float, float],
     micro_batches: int,
-) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-    """The compiled step; the state's buffers are donated."""
-    weights = jnp.array((0.0, *region_weights), jnp.float32)
+    seed: int = 0,
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+    """The compiled step (state, batch, frozen parameters or nothing) -> (state, metrics); donates the state's buffers.
 
-    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        gradient, metrics = gradients(model, state["params"], batch, weights, micro_batches)
+    Args:
+      seed: of the adapters' dropout, which is a pure function of it and of the step.
+    """
+    weights = jnp.array((0.0, *region_weights), jnp.float32)
+    dropout = model.lora is not None and model.lora.dropout > 0
+
+    def step(state: State, batch: Batch, frozen: Any = None) -> tuple[State, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state["step"]) if dropout else None
+        gradient, metrics = gradients(
+            model, state["params"], batch, weights, micro_batches, frozen=frozen, dropout_key=key
+        )
         updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
@@ -88,11 +122,14 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+def state_shardings(
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, lora: Lora | None = None
+) -> State:
     """Where every array of the state lives: the optimizer's moments lie as their parameters do."""
-    params = param_shardings(config, mesh)
+    params, _ = split_params(param_shardings(config, mesh, lora=lora))
     by_path = {tuple(k.key for k in path): s for path, s in jax.tree.leaves_with_path(params)}
-    shapes = jax.eval_shape(lambda: optimizer.init(params_of(init_model(config, 0))))
+    trained, _ = split_params(params_of(abstract_model(config, lora=lora)))
+    shapes = jax.eval_shape(optimizer.init, trained)
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def of(path: Any, leaf: Any) -> NamedSharding:
