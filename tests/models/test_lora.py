@@ -88,7 +88,7 @@ def test_logits_are_those_of_peft_with_biases_too(tmp_path):
 
 
 def test_the_adapter_folder_says_what_it_is(pair):
-    ours, folder, _ = pair
+    _, folder, _ = pair
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert config["r"] == 3 and config["lora_alpha"] == 5.0 and set(config["target_modules"]) == set(TARGETS)
     assert (folder / "adapter" / "README.md").read_text() == "# card"
@@ -124,7 +124,7 @@ def test_gradients_are_those_of_peft(pair):
 
 
 def test_a_merged_export_is_an_ordinary_model(pair, tmp_path):
-    ours, folder, theirs = pair
+    ours, _, theirs = pair
     make_tokenizer_folder(tmp_path / "tokenizer")
     export_hf(merge_lora(ours), tmp_path / "out", tokenizer=tmp_path / "tokenizer", card="")
     ids = tokens_of((1, 30))
