@@ -39,6 +39,7 @@ EXAMPLES = """examples:
   jaxdistill run configs/gsm8k.yaml --set problems.path=data/gsm8k/train.jsonl
   jaxdistill run configs/quickstart.yaml --dry-run
   jaxdistill train my.yaml --set train.optimizer.learning_rate=1e-5 --redo train
+  jaxdistill export my.yaml --check
   jaxdistill show configs/quickstart.yaml --row 3
 """
 
@@ -78,6 +79,10 @@ def parser() -> argparse.ArgumentParser:
             choices=list(pipeline.STAGES),
             help="first remove this stage's output and all that follows from it",
         )
+        if name == "export":
+            sub.add_argument(
+                "--check", action="store_true", help="reload the exports with transformers and compare the logits again"
+            )
     return top
 
 
@@ -97,6 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.command == "run":
                 return run_all(arguments.config, arguments.overrides, config, arguments.debug)
             pipeline.run_command(arguments.command, config)
+            if arguments.command == "export" and arguments.check:
+                from jaxdistill.export.check import check_again
+
+                for task in pipeline.tasks_of(config, ("export",)):
+                    progress.say(f"{task.title}: {check_again(task.folder)}")
     except (ValueError, OSError) as error:
         if arguments.debug:
             raise

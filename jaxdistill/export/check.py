@@ -62,6 +62,26 @@ def check_logits(model: Decoder, folder: Path, dtype: str) -> dict[str, float]:
     return found
 
 
+def check_again(folder: Path) -> str:
+    """Compares transformers' logits with ours on a finished export, both loaded from its files.
+
+    Raises:
+      ValueError: they differ by more than the tolerance, or it cannot be loaded.
+    """
+    from jaxdistill import hub
+    from jaxdistill.models import load_hf
+
+    if hub.is_adapter(folder):
+        raise ValueError(f"{folder}: adapters alone; --check needs a whole model (export.lora: merged).")
+    found = logits_difference(load_hf(folder), folder)
+    if not found["max_difference"] <= TOLERANCE * found["logit_scale"]:
+        raise ValueError(
+            f"{folder}: transformers' logits differ by {found['max_difference']:.2e} "
+            f"(largest logit {found['logit_scale']:.1f}); export it again."
+        )
+    return f"transformers' logits differ by at most {found['max_difference']:.1e} of {found['logit_scale']:.1f}"
+
+
 def free_port(wanted: int = 0) -> int:
     """A TCP port that nothing listens on: `wanted`, or any if it is 0.
 

@@ -116,7 +116,7 @@ def run_layer(
         return y + lora.scale * layers.matmul(layers.matmul(x, p[name + LORA_A], dtype), p[name + LORA_B], dtype)
 
     def norm(name: str, x: jax.Array) -> jax.Array:
-        return layers.rms_norm(x, p[name] + 1.0 if c.family.norm_offset else p[name], c.rms_norm_eps)
+        return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset)
 
     h = norm("attention_norm", x_BTE)
     q = linear("q", h).reshape(B, T, c.num_heads, c.head_dim)
@@ -268,8 +268,8 @@ class Decoder(nnx.Module):
         return x * self.config.hidden_size**0.5 if self.config.family.scaled_embedding else x
 
     def _final_norm(self, x_BTE: jax.Array) -> jax.Array:
-        scale = self.norm[...] + 1.0 if self.config.family.norm_offset else self.norm[...]
-        return layers.rms_norm(x_BTE, scale, self.config.rms_norm_eps)
+        c = self.config
+        return layers.rms_norm(x_BTE, self.norm[...], c.rms_norm_eps, offset=c.family.norm_offset)
 
     def _rope_tables(self, positions_BT: jax.Array) -> dict[Rope, tuple[jax.Array, jax.Array]]:
         """cos and sin for every kind of positions that a layer of this model uses."""

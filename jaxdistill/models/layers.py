@@ -53,9 +53,14 @@ def _dot(a, b, contract, dtype):
     )
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis, in fp32."""
-    x = x.astype(jnp.float32)
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, *, offset: bool = False) -> jax.Array:
+    """Root-mean-square norm over the last axis, in fp32.
+
+    Args:
+      offset: `scale` is stored as its distance from 1; a bf16 one must not be rounded again by adding 1 to it.
+    """
+    x, scale = x.astype(jnp.float32), scale.astype(jnp.float32)
+    scale = scale + 1.0 if offset else scale
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * last_axis(scale, x.ndim)
 
 

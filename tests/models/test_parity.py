@@ -120,6 +120,19 @@ def test_bf16_is_within_bf16_error(tmp_path):
     assert np.abs(got - want).mean() < 0.02 * np.abs(want).mean()
 
 
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+def test_bf16_parameters_give_the_logits_of_rounded_weights(tmp_path, family):
+    reference = tiny.make(family, tmp_path)
+    ids = tokens_of((2, 40))
+    for parameter in reference.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    with torch.no_grad():
+        want = reference(torch.from_numpy(ids)).logits.numpy()
+    got = load_hf(tmp_path, param_dtype="bfloat16")(jnp.asarray(ids))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
 def test_gradients_match_torch(tmp_path):
     reference = tiny.make("qwen3", tmp_path)
     ids = tokens_of((2, 33))

@@ -75,7 +75,15 @@ def test_gradient_does_not_depend_on_packing(whole):
     close(gradient, gradients(model, params_of(model), batch, WEIGHTS, 1)[0])
 
 
-@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "context": 2}])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"fsdp": 8},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"data": 4, "context": 2},
+        {"fsdp": 2, "tensor": 2, "context": 2},
+    ],
+)
 def test_eight_devices_equal_one(whole, shape):
     _, batch, gradient, metrics = whole
     mesh = make_mesh(shape)
