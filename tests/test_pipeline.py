@@ -189,10 +189,11 @@ def test_a_busy_port_is_said_before_any_work(finished, tmp_path, capsys):
 
 
 @pytest.mark.vllm
-def test_vllm_serves_the_export(finished, tmp_path):
+def test_vllm_serves_the_export(finished, tmp_path, monkeypatch):
     from jaxdistill.export import check
 
-    with check.vllm_server(finished.export, port=0, log=tmp_path / "log", python=sys.executable) as url:
+    monkeypatch.chdir(finished.root)  # folders in a config are mostly relative
+    export = finished.export.relative_to(finished.root)
+    with check.vllm_server(export, port=0, log=tmp_path / "log", python=sys.executable) as url:
         answer = check.ask(url, "Ann has 2 pens. Bob has 3 more than Ann. How many pens does Bob have?", max_tokens=8)
-    assert isinstance(answer, str)
-    assert json.dumps(answer)
+    assert answer.strip()

@@ -112,7 +112,7 @@ def vllm_server(folder: Path, *, port: int, log: Path, python: str, timeout_s: f
         "-m",
         "vllm.entrypoints.openai.api_server",
         "--model",
-        str(folder),
+        str(folder.resolve()),  # the server works in a folder of its own
         "--served-model-name",
         "student",
     ]
