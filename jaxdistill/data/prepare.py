@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxdistill import hub, progress
-from jaxdistill.config import DataConfig, RunConfig, fingerprint
+from jaxdistill.config import DataConfig, RunConfig
 from jaxdistill.data import curriculum, packing, rows, sources, summary, templates, workers
 from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.store import Examples, scratch
-from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_manifest, read_records, write_json
+from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_records, write_json
 from jaxdistill.tokenization import load_tokenizer
 
 ORIGINS = "origins.parquet"
@@ -37,7 +37,7 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
       run: where tokens are written: the run's own folder, or a baseline's.
       shared: the run's folder, with problems, traces and verdicts.
     Returns:
-      counts: what `summary.count` says, what was dropped, and which verdicts of other runs were taken.
+      counts: what `summary.count` says, and what was dropped or left out.
     Raises:
       ValueError: nothing kept, an overlong example under `overlong: error`, rows or tokens that the student cannot
         take, a mixture or a curriculum that does not fit the traces.
@@ -73,10 +73,7 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         counts["left_out"] = dict(sorted(left_out.items()))
         text = ", ".join(f"{n:,} of {domain}" for domain, n in counts["left_out"].items())
         progress.say(f"  kept traces that no source of data.mixture wants: {text}")
-    others = {str(part.run.root): read_manifest(part.run.verdicts) for part in taken if part.run != shared}
-    if others:
-        counts["other_runs"] = {name: m and fingerprint(m["config_hash"], m["inputs"]) for name, m in others.items()}
-    summary.tell(counts, data.curriculum, config.train.batch_rows)
+    summary.tell(counts, data.curriculum, config.train)
     return counts
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from jaxdistill import progress
-from jaxdistill.config import CurriculumConfig
+from jaxdistill.config import CurriculumConfig, TrainConfig
 from jaxdistill.data.examples import NAMES
 from jaxdistill.data.order import Layout, shares_of
 from jaxdistill.data.store import Examples
@@ -132,8 +133,8 @@ def _trim(edges: list[int], lengths: np.ndarray) -> list[int]:
 # ----------------------------------------------------------------------------------------------- for people
 
 
-def tell(counts: dict[str, Any], curriculum: CurriculumConfig | None, batch_rows: int) -> None:
-    """Prints the counts."""
+def tell(counts: dict[str, Any], curriculum: CurriculumConfig | None, train: TrainConfig) -> None:
+    """Prints the counts; `train` says at which steps the phases begin."""
     progress.say(
         f"  {counts['examples']:,} examples in {counts['rows']:,} rows of {counts['row_tokens']}: "
         f"{counts['packing_efficiency']:.1%} of the positions are real, {counts['trained_share']:.1%} of those trained"
@@ -149,7 +150,13 @@ def tell(counts: dict[str, Any], curriculum: CurriculumConfig | None, batch_rows
         if part in counts:
             _show(draw(counts[part], counts))
     if curriculum is not None:
-        _show(_draw_phases(counts["phases"], curriculum, batch_rows))
+        _show(_draw_phases(counts["phases"], curriculum, train.batch_rows))
+        planned = train.steps or math.ceil((train.epochs or 0) * counts["rows"] / train.batch_rows)
+        if planned * train.batch_rows < counts["phases"][-1]["ends"]:
+            progress.say(
+                f"  train ends at step {planned:,}, before the last phase does; all of them take "
+                f"{counts['phases'][-1]['ends'] / counts['rows']:.2f} epochs"
+            )
     _show(_draw_histograms(counts["length_histograms"]))
 
 
@@ -194,10 +201,10 @@ def _draw_phases(parts: list[dict[str, Any]], curriculum: CurriculumConfig, batc
             f"{p['examples']:,}",
             f"{p['rows']:,}",
             f"{p['passes']}",
-            f"{p['begins'] / batch_rows:,.0f}",
+            f"{p['begins'] // batch_rows:,}",
         )
     last = parts[-1]
-    table.add_row("  then all", "", "", "", "", "", f"{last['ends'] / batch_rows:,.0f}")
+    table.add_row("  then all", "", "", "", "", "", f"{last['ends'] // batch_rows:,}")
     return table
 
 

@@ -29,7 +29,7 @@ from jaxdistill.tokenization import load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHUNK_TRACES, CHUNK_CHARACTERS = 1000, 4_000_000
+CHUNK_TRACES, CHUNK_CHARACTERS = 1000, 2_000_000
 """A chunk ends at whichever comes first."""
 WORTH_A_PROCESS = 30_000_000
 """Characters; a process starts in about the time that it takes to tokenize so many."""
