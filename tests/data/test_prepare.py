@@ -57,14 +57,19 @@ def verified(tmp_path_factory):
     return config
 
 
-def start(config: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "jaxdistill", "prepare", str(config)]
-    for override in overrides:
-        command += ["--set", override]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(config: Path, log: Path) -> subprocess.Popen:
+    """`prepare` by two processes; not through a pipe, which a process left behind would hold open."""
+    command = [sys.executable, "-m", "jaxdistill", "prepare", str(config), "--set", "data.workers=2"]
+    with open(log, "w") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out)
 
 
-def test_processes_change_no_byte_and_a_kill_leaves_none_of_them_behind(verified):
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    family = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in family if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_processes_change_no_byte_and_a_kill_leaves_none_of_them_behind(verified, tmp_path):
     config = load(verified)
     tokens = RunDir(Path(config.run_dir)).tokens
     pipeline.run_command("prepare", config)
@@ -73,31 +78,23 @@ def test_processes_change_no_byte_and_a_kill_leaves_none_of_them_behind(verified
     assert counts["examples"] == 2200
     pipeline.redo("prepare", config)
 
-    process = start(verified, "data.workers=2")
+    process = start(verified, tmp_path / "log")
     deadline = time.monotonic() + 60
     scratch, children = tokens / "tokens.bin", []
-    while time.monotonic() < deadline and process.poll() is None:
-        if len(children) < 2:
-            children = [
-                c for c in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(c.cmdline())
-            ]
-        if scratch.exists():
-            break
-        time.sleep(0.005)
-    while len(children) < 2 and time.monotonic() < deadline and process.poll() is None:
-        children = [
-            c for c in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(c.cmdline())
-        ]
+    while (len(children) < 2 or not scratch.exists()) and process.poll() is None and time.monotonic() < deadline:
+        children = workers_of(process)
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
     assert len(children) == 2
     _, alive = psutil.wait_procs(children, timeout=20)
+    for child in alive:
+        child.kill()
     assert not alive
     assert not (tokens / "manifest.json").exists()
 
-    output, _ = start(verified, "data.workers=2").communicate(timeout=120)
-    assert "2,200 examples" in output, output
+    assert start(verified, tmp_path / "log").wait(timeout=120) == 0
+    assert "2,200 examples" in (tmp_path / "log").read_text()
     assert contents(tokens) == want
     assert not scratch.exists()
 
@@ -122,8 +119,8 @@ def test_chunks_end_by_number_or_by_size(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------- contents
 
 
-def test_every_row_leads_back_to_its_traces(tmp_path):
-    run, counts = prepared(tmp_path, samples_of("math", 40))
+def check_rows(run: RunDir) -> list[str]:
+    """Checks that every segment is its trace's response, to the letter; returns the traces' ids, sorted."""
     tokenizer = load_tokenizer(str(run.tokenizer))
     batches = Batches(run.tokens, batch_rows=1, seed=0)
     origins = pq.read_table(run.tokens / "origins.parquet").to_pylist()
@@ -136,7 +133,12 @@ def test_every_row_leads_back_to_its_traces(tmp_path):
             assert text == responses[origin["trace_id"]] + tokenizer.eos_token
             assert (tokens[-1], regions[-1]) == (tokenizer.eos_token_id, ANSWER)
             seen.append(origin["trace_id"])
-    assert sorted(seen) == sorted(responses)
+    return sorted(seen)
+
+
+def test_every_row_leads_back_to_its_traces(tmp_path):
+    run, counts = prepared(tmp_path, samples_of("math", 40))
+    assert check_rows(run) == sorted(f"p-math-{i}/plain/0" for i in range(40))
     assert counts["prompt_tokens"] + counts["thinking_tokens"] + counts["answer_tokens"] == counts["tokens"]
 
 
@@ -172,8 +174,9 @@ def test_an_overlong_trace_is_an_error_by_default(tmp_path):
 
 
 def test_or_dropped_and_counted(tmp_path, capsys):
-    _, counts = prepared(tmp_path, [*samples_of("math", 3), LONG], overlong="drop")
+    run, counts = prepared(tmp_path, [LONG, *samples_of("math", 3)], overlong="drop")
     assert (counts["examples"], counts["overlong_dropped"]) == (3, 1)
+    assert check_rows(run) == [f"p-math-{i}/plain/0" for i in range(3)]
     assert "1 overlong dropped" in capsys.readouterr().out
 
 
@@ -381,6 +384,7 @@ def test_an_eos_inside_a_response_is_dropped_and_counted(tmp_path):
     write_records(run.traces / "traces.parquet", Trace, [bad, *list(read_records(run.traces, Trace))[1:]])
     counts = prepare(config_of(tmp_path), run, run)
     assert (counts["examples"], counts["early_eos_dropped"]) == (2, 1)
+    assert check_rows(run) == ["p-math-1/plain/0", "p-math-2/plain/0"]
 
 
 def test_token_ids_without_an_embedding_are_said(tmp_path):
