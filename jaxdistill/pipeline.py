@@ -150,6 +150,11 @@ class Task:
                     )
                 key = name if student == "student" else f"{name}:{student}"
                 hashes[key] = fingerprint(manifest["config_hash"], manifest["inputs"])
+        if self.stage.name == "prepare":  # a mixture may take the verified traces of other runs
+            for source in self.config.data.mixture:
+                other = source.run and read_manifest(RunDir(Path(source.run)).verdicts)
+                if other:
+                    hashes[f"verify of {source.run}"] = fingerprint(other["config_hash"], other["inputs"])
         return hashes
 
     def status(self) -> str:

@@ -7,13 +7,16 @@ names the nearest known one; every section checks its own values, so a stage nev
 from jaxdistill.config.loading import build, effective, fingerprint, load, to_dict, with_baseline
 from jaxdistill.config.sections import (
     ArchitectureConfig,
+    CurriculumConfig,
     DataConfig,
     EvaluateConfig,
     ExportConfig,
     MeshConfig,
     OptimizerConfig,
+    PhaseConfig,
     ProblemsConfig,
     RunConfig,
+    SourceConfig,
     StudentConfig,
     TracesConfig,
     TrainConfig,
@@ -23,13 +26,16 @@ from jaxdistill.config.sections import (
 
 __all__ = [
     "ArchitectureConfig",
+    "CurriculumConfig",
     "DataConfig",
     "EvaluateConfig",
     "ExportConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "PhaseConfig",
     "ProblemsConfig",
     "RunConfig",
+    "SourceConfig",
     "StudentConfig",
     "TracesConfig",
     "TrainConfig",

@@ -72,6 +72,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 # what changes how fast or where something is computed, and not what comes out
 _WITHOUT_EFFECT = {
     "TracesConfig": {"batch"},
+    "DataConfig": {"workers"},
     "EvaluateConfig": {"batch"},
     "TrainConfig": {"mesh", "checkpoint_every", "keep_checkpoints", "log_every"},
     "ExportConfig": {"port", "serve"},
@@ -149,6 +150,8 @@ def _explain(data: dict[str, Any], error: Any) -> str:
 def _section_of(path: list[str]) -> Any:
     cls: Any = RunConfig
     for part in path:
+        if part.isdigit():  # an element of a list of sections
+            continue
         field = next((f for f in dataclasses.fields(cls) if f.name == part), None)
         cls = _section_type(field.type if field else None)
         if cls is None:
@@ -157,7 +160,7 @@ def _section_of(path: list[str]) -> Any:
 
 
 def _section_type(annotation: Any) -> Any:
-    name = str(annotation).split("|")[0].strip()
+    name = str(annotation).split("|")[0].strip().removeprefix("tuple[").removesuffix(", ...]")
     found = getattr(sections, name, None)
     return found if dataclasses.is_dataclass(found) else None
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from jaxdistill.records import Problem, Trace
+import numpy as np
+
+from jaxdistill.data.templates import CLOSE, Ending, response_text
 from jaxdistill.tokenization import encode_responses, render_prompts
 
 if TYPE_CHECKING:
@@ -14,8 +17,7 @@ if TYPE_CHECKING:
 
 PROMPT, THINKING, ANSWER = 0, 1, 2
 """Regions of a token. `PROMPT` (and padding) is never trained; the other two are, each with its own weight."""
-
-EMPTY_THINKING = "<think>\n</think>\n"
+NAMES = ("prompt", "thinking", "answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,34 +25,61 @@ class Example:
     """One tokenized trace."""
 
     trace_id: str
-    tokens: list[int]
-    regions: list[int]
+    tokens: Sequence[int] | np.ndarray
+    regions: Sequence[int] | np.ndarray
 
 
-def response_text(trace: Trace, response: Literal["reasoning", "answer"]) -> str:
-    """What the student is to write: the trace as it is, or its answer behind an empty thinking."""
-    if response == "answer":
-        return EMPTY_THINKING + trace.content
-    opened_by_prompt = "</think>" in trace.response and "<think>" not in trace.response
-    return ("<think>\n" if opened_by_prompt else "") + trace.response
+@dataclasses.dataclass(frozen=True, slots=True)
+class Text:
+    """What one example is made from."""
+
+    trace_id: str
+    problem: str
+    response: str
+    """The teacher's whole text."""
+    content: str
+    """The part of it behind `</think>`."""
 
 
 def tokenize(
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[Problem, Trace]],
+    texts: Sequence[Text],
     *,
     response: Literal["reasoning", "answer"],
+    ending: Ending,
     system: str | None = None,
     suffix: str = "",
 ) -> list[Example]:
-    """Prompt and response are tokenized apart and concatenated; the response ends with the eos, which is trained."""
-    prompts = render_prompts(tokenizer, [problem.prompt for problem, _ in pairs], system=system, suffix=suffix)
-    texts = [response_text(trace, response) for _, trace in pairs]
+    """Prompt and response are tokenized apart and concatenated; the response ends with the eos, which is trained.
+
+    The prompt is the chat template's up to where the assistant begins, so it is what the student is given later. The
+    eos is the tokenizer's, at which every engine stops, whatever else the template would write behind a turn.
+
+    Args:
+      ending: how the template's prompts end, from `check_template`.
+    Raises:
+      ValueError: an empty response, of which nothing would be trained.
+    """
+    prompts = render_prompts(tokenizer, [text.problem for text in texts], system=system, suffix=suffix)
+    responses = [response_text(text.response, text.content, response, ending) for text in texts]
     examples = []
-    for (_, trace), prompt, text, (ids, starts) in zip(
-        pairs, prompts, texts, encode_responses(tokenizer, texts), strict=True
+    for text, prompt, written, (ids, starts) in zip(
+        texts, prompts, responses, encode_responses(tokenizer, responses), strict=True
     ):
-        thinking_end = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
-        regions = [THINKING if start < thinking_end else ANSWER for start in starts]
-        examples.append(Example(trace.id, prompt + ids, [PROMPT] * len(prompt) + regions))
+        if not (text.content if response == "answer" else text.response).strip():
+            raise ValueError(
+                f"{text.trace_id}: the {'answer' if response == 'answer' else 'response'} is empty, so there is "
+                "nothing to train; let verify reject such traces (verify.think: required does)."
+            )
+        closed = written.rfind(CLOSE)
+        thinking = bisect.bisect_left(starts, closed + len(CLOSE)) if closed >= 0 else 0
+        regions = [PROMPT] * len(prompt) + [THINKING] * thinking + [ANSWER] * (len(ids) - thinking)
+        examples.append(Example(text.trace_id, prompt + ids, regions))
     return examples
+
+
+def count_steps(response: str, content: str) -> int:
+    """Reasoning steps of a trace: the lines with something on them, of its thinking, or of all if it has none."""
+    head, closing, _ = response.rpartition(CLOSE)
+    thinking = head.replace("<think>", "") if closing else content
+    return sum(1 for line in thinking.splitlines() if line.strip())

@@ -1,10 +1,15 @@
-"""The stage `prepare`: kept traces -> packed rows of tokens."""
+"""The stage `prepare`: kept traces -> packed rows of tokens.
+
+Tokenizing goes chunk by chunk into a scratch file, in several processes where it pays; packing looks at lengths alone;
+rows are written one after the other. So memory does not grow with the length of the traces, and what comes out does not
+depend on the number of processes. A stage that was killed starts anew, and writes the same.
+"""
 
 from __future__ import annotations
 
-import itertools
-import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxdistill import hub, progress
-from jaxdistill.config import RunConfig
-from jaxdistill.data import packing, rows
-from jaxdistill.data.examples import ANSWER, THINKING, Example, tokenize
-from jaxdistill.records import Problem, RunDir, Trace, Verdict, atomic_file, atomic_folder, read_records
+from jaxdistill.config import DataConfig, RunConfig
+from jaxdistill.data import curriculum, packing, rows, sources, summary, templates, workers
+from jaxdistill.data.order import Group, Layout, Order
+from jaxdistill.data.store import Examples, scratch
+from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_records, write_json
 from jaxdistill.tokenization import load_tokenizer
 
-CHUNK = 1000
-"""Traces tokenized at once."""
+ORIGINS = "origins.parquet"
+ROUND = 128
+"""`overlong: keep` makes rows as long as the longest example, rounded up to a multiple of this, as devices like it."""
 
 
 def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
@@ -30,45 +37,43 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
       run: where tokens are written: the run's own folder, or a baseline's.
       shared: the run's folder, with problems, traces and verdicts.
     Returns:
-      counts: examples, rows, tokens, trained tokens, packing efficiency, what was dropped.
+      counts: what `summary.count` says, and what was dropped or left out.
     Raises:
-      ValueError: nothing kept, or an overlong example under `overlong: error`.
+      ValueError: nothing kept, an overlong example under `overlong: error`, rows or tokens that the student cannot
+        take, a mixture or a curriculum that does not fit the traces.
     """
+    data = config.data
+    _check_context(config, data.row_tokens, "data.row_tokens")
+    shutil.rmtree(run.tokens, ignore_errors=True)  # of a process that was killed
+    taken = sources.select(data, shared)
     prepare_tokenizer(config, run, shared)
-    tokenizer = load_tokenizer(str(run.tokenizer))
-    kept = {v.trace_id for v in read_records(shared.verdicts, Verdict) if v.kept}
-    if not kept:
-        raise ValueError(
-            f"{shared.verdicts}: not one trace was kept, so there is nothing to train on; the verdicts say why."
-        )
-    problems = {p.id: p for p in read_records(shared.problems, Problem)}
-    examples, overlong = [], 0
-    pairs = ((problems[t.problem_id], t) for t in read_records(shared.traces, Trace) if t.id in kept)
-    with progress.bar("tokenize", len(kept)) as update:
-        while chunk := list(itertools.islice(pairs, CHUNK)):
-            for example in tokenize(
-                tokenizer, chunk, response=config.data.response, system=config.data.system, suffix=config.data.suffix
-            ):
-                if len(example.tokens) <= config.data.row_tokens:
-                    examples.append(example)
-                elif config.data.overlong == "drop":
-                    overlong += 1
-                else:
-                    raise ValueError(
-                        f"{example.trace_id}: {len(example.tokens)} tokens > data.row_tokens={config.data.row_tokens}; "
-                        "raise it, or set data.overlong: drop."
-                    )
-            update(len(examples) + overlong, "")
-    if not examples:
-        raise ValueError(
-            f"all {overlong} kept traces are longer than data.row_tokens={config.data.row_tokens}; raise it."
-        )
-    counts = _write(run.tokens, examples, config.data.row_tokens) | {"overlong_dropped": overlong}
-    progress.say(
-        f"  {counts['examples']:,} examples in {counts['rows']:,} rows of {config.data.row_tokens}: "
-        f"{counts['packing_efficiency']:.1%} of the positions are real, {counts['trained_share']:.1%} of those trained"
-        + (f"; {overlong:,} overlong dropped" if overlong else "")
-    )
+    with scratch(run.tokens, len(sources.sources_of(data))) as store:
+        total = sum(len(part.source_of) for part in taken)
+        chunks = workers.chunks_of(sources.candidates(taken))
+        number = data.workers or workers.default_workers(part.run.traces for part in taken)
+        done = 0
+        with progress.bar("tokenize", total) as update:
+            for chunk in workers.tokenized(chunks, _job(data, run), number):
+                _refuse_overlong(chunk, data)
+                store.add(chunk, data.row_tokens if data.overlong == "drop" else None)
+                done += len(chunk.ids)
+                update(done, f"{number} processes" if number > 1 else "")
+        if not len(store):
+            raise ValueError(
+                f"all {total:,} kept traces were dropped: {store.overlong.total():,} longer than "
+                f"data.row_tokens={data.row_tokens} (raise it), {store.ends_early.total():,} with an eos inside."
+            )
+        examples = store.finish()
+        counts = _pack(config, run.tokens, examples) | {
+            "overlong_dropped": store.overlong.total(),
+            "early_eos_dropped": store.ends_early.total(),
+        }
+    left_out = sum((part.left_out for part in taken), start=type(taken[0].left_out)())
+    if left_out:
+        counts["left_out"] = dict(sorted(left_out.items()))
+        text = ", ".join(f"{n:,} of {domain}" for domain, n in counts["left_out"].items())
+        progress.say(f"  kept traces that no source of data.mixture wants: {text}")
+    summary.tell(counts, data.curriculum, config.train)
     return counts
 
 
@@ -79,57 +84,179 @@ def prepare_tokenizer(config: RunConfig, run: RunDir, shared: RunDir) -> None:
         raise ValueError(
             "student.tokenizer is missing; name a folder or repository id, or `train` to make one from the traces."
         )
+    template = templates.template_text(config.data.chat_template) if config.data.chat_template else None
     with atomic_folder(run.tokenizer) as folder:
         if name == "train":
             from jaxdistill.data.tokenizer import train_tokenizer
 
-            train_tokenizer(folder, _texts(shared), config.student.tokenizer_vocab)
-            return
-        source = hub.fetch(name, config.student.revision if name == config.student.init else None, weights=False)
-        for file in sorted(source.iterdir()):
-            if file.suffix in (".jinja", ".txt", ".model") or file.name in (
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "special_tokens_map.json",
-            ):
-                shutil.copyfile(file, folder / file.name)
+            train_tokenizer(folder, _texts(config.data, shared), config.student.tokenizer_vocab)
+        else:
+            source = hub.fetch(name, config.student.revision if name == config.student.init else None, weights=False)
+            for file in sorted(source.iterdir()):
+                if file.suffix in (".jinja", ".txt", ".model") or file.name in (
+                    "tokenizer.json",
+                    "tokenizer_config.json",
+                    "special_tokens_map.json",
+                ):
+                    shutil.copyfile(file, folder / file.name)
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template)
 
 
-def _texts(shared: RunDir) -> list[str]:
-    """The text that a new tokenizer learns from: problems and kept traces."""
-    kept = {v.trace_id for v in read_records(shared.verdicts, Verdict) if v.kept}
-    texts = [p.prompt for p in read_records(shared.problems, Problem)]
-    return texts + [t.response for t in read_records(shared.traces, Trace) if t.id in kept]
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """The column of a `records.Problem` that a tokenizer learns from."""
+
+    prompt: str
 
 
-def _write(folder: Path, examples: list[Example], row_tokens: int) -> dict[str, Any]:
-    """Writes rows and their origins; returns the counts."""
-    packed = packing.best_fit([len(e.tokens) for e in examples], row_tokens)
-    folder.mkdir(parents=True, exist_ok=True)
+def _texts(data: DataConfig, shared: RunDir) -> Iterator[str]:
+    """The text that a new tokenizer learns from: problems and kept traces of all the runs."""
+    runs = {run.root.resolve(): run for run in (sources.run_of(s, shared) for s in sources.sources_of(data))}
+    for run in runs.values():
+        kept = {v.trace_id for v in read_records(run.verdicts, Verdict) if v.kept}
+        for problem in read_records(run.problems, _Prompt):
+            yield problem.prompt
+        for trace in read_records(run.traces, sources.TraceText):
+            if trace.id in kept:
+                yield trace.response
+
+
+def _job(data: DataConfig, run: RunDir) -> workers.Job:
+    """How every trace is tokenized; looks at one prompt of each source."""
+    tokenizer = load_tokenizer(str(run.tokenizer))
+    promptings = []
+    for source in sources.sources_of(data):
+        system = data.system if source.system is None else source.system
+        suffix = data.suffix if source.suffix is None else source.suffix
+        ending = templates.check_template(tokenizer, data.response, system, suffix)
+        promptings.append(workers.Prompting(system, suffix, ending))
+    return workers.Job(run.tokenizer, data.response, tuple(promptings))
+
+
+def _refuse_overlong(chunk: workers.Chunk, data: DataConfig) -> None:
+    lengths = chunk.lengths.sum(1)
+    if data.overlong == "error" and (lengths > data.row_tokens).any():
+        first = int(np.argmax(lengths > data.row_tokens))
+        raise ValueError(
+            f"{chunk.ids[first]}: {lengths[first]} tokens > data.row_tokens={data.row_tokens}; raise it, or set "
+            "data.overlong: drop (counted), or keep (all rows as long as the longest example)."
+        )
+
+
+def _check_context(config: RunConfig, row_tokens: int, what: str) -> None:
+    """Rows within the student's context, before anything is tokenized."""
+    student = config.student
+    if student.architecture is not None:
+        context = student.architecture.max_position_embeddings
+    else:
+        assert student.init is not None
+        context = _init_config(config).get("max_position_embeddings")
+    if context is not None and row_tokens > context:
+        raise ValueError(f"{what}={row_tokens} is beyond the student's context of {context}; lower it.")
+
+
+def _init_config(config: RunConfig) -> dict[str, Any]:
+    """`config.json` of `student.init`, its text part where it has several."""
+    assert config.student.init is not None
+    found = hub.read_config(hub.fetch(config.student.init, config.student.revision, weights=False))
+    return found.get("text_config", found)
+
+
+def _check_vocabulary(config: RunConfig, examples: Examples) -> None:
+    if config.student.init is None:
+        return  # a student from scratch gets as many embeddings as the tokenizer has tokens
+    vocabulary = _init_config(config).get("vocab_size")
+    if vocabulary is not None and examples.largest_token >= vocabulary:
+        raise ValueError(
+            f"{config.student.init}: {vocabulary} embeddings, and the traces have the token id "
+            f"{examples.largest_token}; use the checkpoint's own tokenizer."
+        )
+
+
+# -------------------------------------------------------------------------------------------------- packing
+
+
+def _pack(config: RunConfig, folder: Path, examples: Examples) -> dict[str, Any]:
+    """Writes rows, their order and their origins; returns the counts."""
+    data = config.data
+    _check_vocabulary(config, examples)
+    row_tokens = data.row_tokens
+    if examples.totals.max() > row_tokens:  # under `overlong: keep` alone
+        row_tokens = -(-int(examples.totals.max()) // ROUND) * ROUND
+        progress.say(f"  data.overlong: keep makes rows of {row_tokens} tokens instead of {data.row_tokens}")
+        _check_context(config, row_tokens, "data.overlong: keep: the row length")
+    mixture = sources.sources_of(data)
+    phase_of, values = _phases(data, examples)
+    groups, members, packed = [], [], []
+    for source in range(len(mixture)):
+        for phase in range(int(phase_of.max()) + 1):
+            where = np.flatnonzero((examples.sources == source) & (phase_of == phase))
+            found = packing.best_fit(examples.totals[where], row_tokens)
+            groups.append(Group(source, phase, len(packed), len(found)))
+            members.append(where)
+            packed += [where[row].tolist() for row in found]
+    empty = [s.name for k, s in enumerate(mixture) if not sum(g.rows for g in groups if g.source == k)]
+    if empty:
+        raise ValueError(f"data.mixture: every trace of {empty[0]} was dropped as overlong; raise data.row_tokens.")
+    layout = Layout(
+        groups=tuple(groups),
+        sources=tuple(s.name for s in mixture),
+        weights=tuple(s.weight for s in mixture if s.weight is not None) or None,
+        passes=_passes(data, phase_of),
+        cumulative=data.curriculum is not None and data.curriculum.cumulative,
+    )
     with atomic_file(folder / rows.FILE) as temporary:
-        rows.write_rows(temporary, [packing.fill_row([examples[i] for i in row], row_tokens) for row in packed])
-    origins = {"row": [], "segment": [], "trace_id": [], "tokens": []}
-    for r, row in enumerate(packed):
-        for segment, i in enumerate(row, start=1):
-            for name, value in zip(origins, (r, segment, examples[i].trace_id, len(examples[i].tokens)), strict=True):
-                origins[name].append(value)
-    with atomic_file(folder / "origins.parquet") as temporary:
-        pq.write_table(pa.table(origins), temporary, compression="zstd")
-    lengths = np.array([len(e.tokens) for e in examples])
-    thinking = sum(e.regions.count(THINKING) for e in examples)
-    answer = sum(e.regions.count(ANSWER) for e in examples)
-    return {
-        "examples": len(examples),
-        "rows": len(packed),
-        "tokens": int(lengths.sum()),
-        "thinking_tokens": thinking,
-        "answer_tokens": answer,
-        "packing_efficiency": float(lengths.sum() / (len(packed) * row_tokens)),
-        "trained_share": float((thinking + answer) / lengths.sum()),
-        "length_histogram": json.loads(json.dumps(dict(zip(*_histogram(lengths), strict=True)))),
+        rows.write_rows(temporary, _filled(examples, packed, row_tokens))
+    write_json(folder / rows.ORDER, layout.to_dict())
+    _write_origins(folder / ORIGINS, examples, packed, layout)
+    counts = summary.count(examples, layout, row_tokens, members)
+    if layout.passes:
+        starts = Order(layout, seed=0).starts
+        for phase, part in enumerate(counts["phases"]):
+            mine = values[phase_of == phase]
+            ends = (mine.max(), mine.min()) if data.curriculum and data.curriculum.by == "pass_rate" else None
+            part["easiest"], part["hardest"] = (float(x) for x in ends or (mine.min(), mine.max()))
+            part["begins"], part["ends"] = starts[phase], starts[phase + 1]
+    return counts
+
+
+def _filled(examples: Examples, packed: list[list[int]], row_tokens: int) -> Iterator[packing.Row]:
+    with progress.bar("pack", len(packed)) as update:
+        for done, row in enumerate(packed, start=1):
+            yield packing.fill_row([examples.example(i) for i in row], row_tokens)
+            if done % 64 == 0:
+                update(done, "")
+
+
+def _phases(data: DataConfig, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """(phase of every example, the value it goes by)."""
+    if data.curriculum is None:
+        return np.zeros(len(examples), np.int64), np.zeros(len(examples))
+    values = {
+        "tokens": examples.lengths[:, 1:].sum(1),
+        "steps": examples.steps,
+        "pass_rate": examples.pass_rates,
+    }[data.curriculum.by]
+    return curriculum.phases_of(data.curriculum, values, examples.totals), values
+
+
+def _passes(data: DataConfig, phase_of: np.ndarray) -> tuple[int, ...]:
+    if data.curriculum is None:
+        return ()
+    return tuple(p.passes for p in data.curriculum.phases) or (1,) * (int(phase_of.max()) + 1)
+
+
+def _write_origins(path: Path, examples: Examples, packed: list[list[int]], layout: Layout) -> None:
+    """A table of which trace stands where: one line a segment."""
+    order = np.array([i for row in packed for i in row])
+    sizes = [len(row) for row in packed]
+    table = {
+        "row": np.repeat(np.arange(len(packed)), sizes),
+        "segment": np.concatenate([np.arange(1, n + 1) for n in sizes]),
+        "trace_id": pa.array([examples.ids[i] for i in order]),
+        "tokens": examples.totals[order],
+        "source": pa.array([layout.sources[k] for k in examples.sources[order]]),
     }
-
-
-def _histogram(lengths: np.ndarray, bins: int = 20) -> tuple[list[str], list[int]]:
-    counts, edges = np.histogram(lengths, bins=bins)
-    return [f"{int(a)}-{int(b)}" for a, b in itertools.pairwise(edges)], [int(c) for c in counts]
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table(table), temporary, compression="zstd")

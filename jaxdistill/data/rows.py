@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.packing import Row
 
 FIELDS: dict[str, Any] = {"tokens": np.int32, "regions": np.uint8, "segment_ids": np.int32, "positions": np.int32}
 FILE = "rows.arrayrecord"
+ORDER = "order.json"
+"""The `Layout` of the rows; without it they are one group."""
 
 
 def encode_row(row: Row) -> bytes:
@@ -31,8 +36,8 @@ def decode_row(data: bytes) -> Row:
     return row
 
 
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Writes one ArrayRecord file."""
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes one ArrayRecord file, one row after the other."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(path), "group_size:1")
@@ -42,10 +47,16 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 class Batches:
-    """Global batch s of a data set, for any s, in any order, on any number of hosts."""
+    """Global batch s of a data set, for any s, in any order, on any number of hosts; see `order` for which rows."""
 
     def __init__(self, folder: Path, *, batch_rows: int, seed: int):
-        """Raises ValueError if the folder holds no rows."""
+        """
+        Args:
+          folder: with what `prepare` wrote.
+          batch_rows: rows of a global batch, over all hosts.
+        Raises:
+          ValueError: the folder holds no rows, or another number of them than `order.json` says.
+        """
         import grain
 
         source = grain.sources.ArrayRecordDataSource([str(folder / FILE)])
@@ -53,16 +64,24 @@ class Batches:
             raise ValueError(f"{folder}: no packed rows; were all traces rejected? See the verdicts.")
         self.rows, self.batch_rows = len(source), batch_rows
         self.row_tokens = len(decode_row(source[0])["tokens"])
+        self.layout = Layout((Group(0, 0, 0, self.rows),))
+        if (folder / ORDER).is_file():
+            self.layout = Layout.from_dict(json.loads((folder / ORDER).read_text()))
+        if self.layout.rows != self.rows:
+            raise ValueError(f"{folder}: {self.rows} rows, and {ORDER} tells of {self.layout.rows}; prepare again.")
+        self.order = Order(self.layout, seed)
         self._source = source
-        # an endless list: epoch after epoch, each in its own order
-        self._order = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map(decode_row)
 
     def stored_row(self, row: int) -> Row:
         """Row `row` as it lies on disk, whatever the order of training."""
         return decode_row(self._source[row])
 
+    def row_numbers(self, step: int, rows: slice = slice(None)) -> list[int]:
+        """Which stored rows batch `step` has, or some of its rows."""
+        first = step * self.batch_rows
+        return [self.order.row_at(first + i) for i in range(*rows.indices(self.batch_rows))]
+
     def rows_of(self, step: int, rows: slice = slice(None)) -> Row:
         """The arrays [rows, T] of batch `step`, or of some of its rows (what one host needs)."""
-        first = step * self.batch_rows
-        wanted = [self._order[first + i] for i in range(*rows.indices(self.batch_rows))]
+        wanted = [self.stored_row(row) for row in self.row_numbers(step, rows)]
         return {name: np.stack([row[name] for row in wanted]) for name in FIELDS}

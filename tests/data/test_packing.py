@@ -1,5 +1,7 @@
 """Packing: nothing lost, nothing cut, nothing changed."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,6 +25,35 @@ def test_best_fit_fills_the_fullest_row_that_has_room():
     assert packing.best_fit([7, 6, 3, 4], 10) == [[0, 2], [1, 3]]
 
 
+def reference_best_fit(lengths, row_tokens):
+    """The same by looking at every row."""
+    rows, spaces = [], []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fitting = [(space, row) for row, space in enumerate(spaces) if space >= lengths[i]]
+        if not fitting:
+            rows.append([])
+            spaces.append(row_tokens)
+        row = min(fitting)[1] if fitting else len(rows) - 1
+        rows[row].append(i)
+        spaces[row] -= lengths[i]
+    return rows
+
+
+@given(st.lists(st.integers(1, 60), max_size=120), st.integers(60, 130))
+@settings(max_examples=100)
+def test_the_fast_way_packs_as_the_plain_one(lengths, row_tokens):
+    assert packing.best_fit(lengths, row_tokens) == reference_best_fit(lengths, row_tokens)
+
+
+def test_reasoning_lengths_fill_rows_and_many_of_them_are_quick():
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.lognormal(8.0, 0.8, 50_000).astype(int) + 64, 32_768)
+    begun = time.monotonic()
+    packed = packing.best_fit(lengths, 32_768)
+    assert time.monotonic() - begun < 10
+    assert lengths.sum() / (len(packed) * 32_768) > 0.98
+
+
 def test_an_overlong_example_is_refused_not_cut():
     with pytest.raises(ValueError, match=r"11 tokens > data\.row_tokens=10"):
         packing.best_fit([3, 11], 10)
@@ -41,35 +72,3 @@ def test_row_bytes_round_trip():
     again = rows.decode_row(rows.encode_row(row))
     for name, array in row.items():
         np.testing.assert_array_equal(again[name], array)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    stored = [packing.fill_row([Example(str(i), [i + 1], [2])], 4) for i in range(7)]
-    rows.write_rows(tmp_path / rows.FILE, stored)
-    return tmp_path
-
-
-def test_batch_s_is_a_pure_function_of_seed_and_s(folder):
-    batches = rows.Batches(folder, batch_rows=3, seed=1)
-    forward = [batches.rows_of(s)["tokens"][:, 0].tolist() for s in range(9)]
-    fresh = rows.Batches(folder, batch_rows=3, seed=1)
-    assert [fresh.rows_of(s)["tokens"][:, 0].tolist() for s in reversed(range(9))] == forward[::-1]
-    order = [token for batch in forward for token in batch]
-    epochs = [order[i : i + 7] for i in range(0, 21, 7)]
-    assert all(sorted(epoch) == list(range(1, 8)) for epoch in epochs)
-    assert epochs[0] != epochs[1]
-    assert rows.Batches(folder, batch_rows=3, seed=2).rows_of(0)["tokens"][:, 0].tolist() != forward[0]
-
-
-def test_hosts_read_parts_of_the_same_batch(folder):
-    batches = rows.Batches(folder, batch_rows=4, seed=0)
-    whole = batches.rows_of(5)["tokens"]
-    parts = [batches.rows_of(5, slice(a, a + 2))["tokens"] for a in (0, 2)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-
-
-def test_no_rows_is_said(tmp_path):
-    rows.write_rows(tmp_path / rows.FILE, [])
-    with pytest.raises(ValueError, match="no packed rows"):
-        rows.Batches(tmp_path, batch_rows=1, seed=0)

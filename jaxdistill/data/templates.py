@@ -1,0 +1,118 @@
+"""Chat templates, as far as the response has to fit behind them.
+
+A response never goes through a chat template: Qwen3's and R1's drop the text between `<think>` tags. But a prompt does,
+and what its last characters say decides how the response has to begin: R1-Distill's template ends with an opened
+`<think>`, Qwen3's can end with a closed, empty pair, and most end with the assistant's header alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jaxdistill.data.tokenizer import CHAT_TEMPLATE
+from jaxdistill.tokenization import decode_response, render_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OPEN, CLOSE = "<think>", "</think>"
+EMPTY_THINKING = f"{OPEN}\n{CLOSE}\n"
+PLAIN = (
+    "{% if bos_token is defined and bos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\n"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+BUILT_IN = {"plain": PLAIN, "chatml": CHAT_TEMPLATE}
+"""What `data.chat_template` may name instead of a file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How a template's prompt ends."""
+
+    thinking: Literal["none", "open", "closed"]
+    space: str
+    """White space behind the tag that it ends with; empty without one."""
+
+
+def ending_of(prompt: str) -> Ending:
+    """How a rendered prompt ends: with the assistant's header, an opened `<think>`, or a closed pair."""
+    bare = prompt.rstrip()
+    if bare.endswith(OPEN):
+        return Ending("open", prompt[len(bare) :])
+    if bare.endswith(CLOSE):
+        return Ending("closed", prompt[len(bare) :])
+    return Ending("none", "")
+
+
+def check_template(
+    tokenizer: PreTrainedTokenizerBase, response: Literal["reasoning", "answer"], system: str | None, suffix: str
+) -> Ending:
+    """Renders one prompt, and says how every prompt of this template ends.
+
+    Raises:
+      ValueError: the template refuses the chat (some know no system role), or closes the thinking that is to be
+        learned, or the tokenizer loses `<think>`.
+    """
+    import jinja2
+
+    try:
+        ids = render_prompt(tokenizer, "1 + 1 = ?", system=system, suffix=suffix)
+    except jinja2.TemplateError as error:
+        raise ValueError(
+            f"the student's chat template refuses the prompt ({error}); "
+            + ("leave data.system out, or " if system else "")
+            + f"set data.chat_template: {', '.join(BUILT_IN)} or a file."
+        ) from None
+    ending = ending_of(str(tokenizer.decode(ids, skip_special_tokens=False)))
+    if ending.thinking == "closed" and response == "reasoning":
+        raise ValueError(
+            "the student's chat template closes the thinking before the response begins, so that no reasoning can be "
+            f"learned behind it; set data.chat_template ({', '.join(BUILT_IN)} or a file), or data.response: answer."
+        )
+    tags = tokenizer.encode(EMPTY_THINKING, add_special_tokens=False)
+    if decode_response(tokenizer, tags).split() != [OPEN, CLOSE]:
+        raise ValueError("the student's tokenizer does not keep <think> and </think>; use one that does.")
+    return ending
+
+
+def response_text(response: str, content: str, wanted: Literal["reasoning", "answer"], ending: Ending) -> str:
+    """What the student is to write behind its prompt: the trace as it is, or its answer behind an empty thinking.
+
+    Prompt and response together hold exactly one pair of tags, whatever of it the teacher's prompt or the student's
+    template has set: what the student's prompt has already is left out, what the teacher's had is put back.
+
+    Args:
+      response: the teacher's whole text.
+      content: the part of it behind `</think>`.
+    """
+    if ending.thinking == "closed":
+        return content
+    if wanted == "answer":
+        text = EMPTY_THINKING + content
+    elif CLOSE in response and OPEN not in response:  # the teacher's prompt had opened it
+        text = f"{OPEN}\n{response}"
+    else:
+        text = response
+    if ending.thinking == "none":
+        return text
+    if not text.lstrip().startswith(OPEN):  # no thinking at all: close at once what the prompt opens
+        return f"{CLOSE}\n{text}"
+    text = text.lstrip().removeprefix(OPEN)
+    return text.removeprefix(ending.space) if text.startswith(ending.space) else text.lstrip("\n")
+
+
+def template_text(name: str) -> str:
+    """The text that `data.chat_template` stands for.
+
+    Raises:
+      ValueError: neither a built-in one nor a file.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    if not Path(name).is_file():
+        raise ValueError(f"data.chat_template: {name} is no file; built in are {', '.join(BUILT_IN)}.")
+    return Path(name).read_text()
