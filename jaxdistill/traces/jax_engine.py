@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def generate(
     checkpoint: Path,
-    requests: list[Request],
+    requests: Sequence[Request],
     sampling: Sampling,
     *,
     vllm: VLLMConfig,

@@ -7,7 +7,7 @@ import pytest
 from jaxdistill import config as configs
 from jaxdistill import hub, tokenization
 from jaxdistill.records import Problem, RunDir, Trace, read_records, write_records
-from jaxdistill.traces import collect, engines
+from jaxdistill.traces import collect, engines, work
 from jaxdistill.traces.engines import Completion
 from tests.traces.tiny import checkpoint  # noqa: F401  (a fixture)
 
@@ -98,7 +98,7 @@ def test_traces_come_in_the_order_of_work_and_tell_where_they_are_from(run, chec
     assert traces[2].revision == hub.revision_of(checkpoint)
     assert (traces[2].thinking, traces[2].content) == ("Ann=5", "The answer is \\boxed{5}.")
     assert traces[2].output_ids[-1] == tokenizer.eos_token_id
-    assert traces[2].seed == collect.sample_seed(0, "set:1/plain/0")
+    assert traces[2].seed == work.sample_seed(0, "set:1/plain/0")
     assert counts["samples"] == 8
     assert counts["finished"] == {"stop": 8}
     assert counts["output_tokens"] == sum(len(trace.output_ids) for trace in traces)
@@ -162,7 +162,7 @@ def test_vllm_is_held_to_its_own_limit(checkpoint):  # noqa: F811
     with pytest.raises(ValueError, match=r"a prompt of 20 tokens .* > 40"):
         engines.generate("vllm", checkpoint, [request], sampling, vllm=config.vllm, batch=1)
     assert list(engines.generate("vllm", checkpoint, [], sampling, vllm=config.vllm, batch=1)) == []
-    with pytest.raises(ValueError, match="engine 'llama' is not known; known are jax, vllm"):
+    with pytest.raises(ValueError, match="engine 'llama' is not known; known are jax, server, vllm"):
         engines.generate("llama", checkpoint, [request], sampling, vllm=config.vllm, batch=1)
 
 
@@ -193,7 +193,7 @@ def test_import_without_any_solution_is_refused(run):
 
 
 def test_seeds_are_stable_and_differ():
-    assert collect.sample_seed(0, "set:1/plain/0") == 654571170
-    seeds = {collect.sample_seed(seed, f"set:{n}/plain/0") for seed in range(2) for n in range(500)}
+    assert work.sample_seed(0, "set:1/plain/0") == 654571170
+    seeds = {work.sample_seed(seed, f"set:{n}/plain/0") for seed in range(2) for n in range(500)}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**31 for seed in seeds)

@@ -135,7 +135,7 @@ def test_a_worker_that_dies_leaves_its_last_words(checkpoint, tmp_path):  # noqa
 
 def test_who_leaves_early_leaves_nothing_running(checkpoint, tmp_path):  # noqa: F811
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nsleep 600 &\necho '[\"a\", ['$$', 2], \"stop\", null]' > /dev/fd/$2\nwait\n")
+    python.write_text("#!/bin/sh\nsleep 600 &\necho '[\"a\", ['$$', 2], \"stop\", null, null]' > /dev/fd/$2\nwait\n")
     python.chmod(0o755)
     completions = one_request(checkpoint, tmp_path / "vllm.log", python=str(python))
     worker = next(completions).output_ids[0]
