@@ -17,7 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import aiohttp
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
 
 from jaxdistill.config import ServerConfig, VLLMConfig
 from jaxdistill.progress import say
@@ -170,7 +177,7 @@ class Client:
         if isinstance(error, Failed) and error.wait_s is not None:
             return error.wait_s
         backoff = self.config.backoff_s
-        return wait_exponential_jitter(initial=backoff, max=LONGEST_WAIT, jitter=backoff)(state)
+        return (wait_exponential(multiplier=backoff, max=LONGEST_WAIT) + wait_random(0, backoff))(state)
 
     async def _attempt(self, request: Request) -> Completion:
         while True:
