@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -67,11 +69,16 @@ def generate(
             for each in managed:
                 stack.callback(each.stop)
         client = Client(server, managed, requests, sampling, ready, in_flight=server.in_flight or 2 * vllm.max_num_seqs)
-        runner = stack.enter_context(asyncio.Runner())
-        runner.run(client.start())
-        stack.callback(lambda: runner.run(client.stop()))
-        while found := runner.run(client.finished()):
+        loop = stack.enter_context(contextlib.closing(asyncio.new_event_loop()))
+        # not asyncio.Runner: its KeyboardInterrupt may come up in the middle of any callback, and leave the loop broken
+        if threading.current_thread() is threading.main_thread():
+            loop.add_signal_handler(signal.SIGINT, client.interrupt)
+        loop.run_until_complete(client.start())
+        stack.callback(lambda: loop.run_until_complete(client.stop()))
+        while found := loop.run_until_complete(client.finished()):
             yield from found
+        if client.interrupted:
+            raise KeyboardInterrupt
 
 
 class Server:
@@ -105,10 +112,11 @@ class Client:
         # requests that wait for their next attempt hold no slot, hence twice as many workers as slots
         self.width = min(len(requests), 2 * in_flight * len(self.servers))
         self.left = len(requests)
+        self.interrupted = False
 
     async def start(self) -> None:
         self.slots: asyncio.Queue[Server] = asyncio.Queue()
-        self.results: asyncio.Queue[Completion | BaseException] = asyncio.Queue()
+        self.results: asyncio.Queue[Completion | Exception | None] = asyncio.Queue()
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=self.config.timeout_s, sock_connect=CONNECT_SECONDS),
@@ -125,18 +133,23 @@ class Client:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.session.close()
 
+    def interrupt(self) -> None:
+        """Lets `finished` give nothing more; what has come in until now it still gives."""
+        self.interrupted = True
+        self.results.put_nowait(None)
+
     async def finished(self) -> list[Completion]:
-        """The next completions, at least one; none if all have been given."""
-        if not self.left:
+        """The next completions, at least one; none if all have been given, or after `interrupt`."""
+        if not self.left or self.interrupted:
             return []
         found = [await self.results.get()]
         while not self.results.empty():
             found.append(self.results.get_nowait())
-        completions = []
-        for each in found:
-            if isinstance(each, BaseException):
-                raise each
-            completions.append(each)
+        completions = [each for each in found if isinstance(each, Completion)]
+        for error in (each for each in found if isinstance(each, Exception)):
+            if not completions:
+                raise error
+            self.results.put_nowait(error)  # next time: what has come in first
         self.left -= len(completions)
         return completions
 

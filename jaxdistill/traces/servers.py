@@ -66,9 +66,11 @@ class ManagedServer:
         if self._process is None:
             return
         self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_SECONDS)
-        self._kill_group()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+        finally:  # a second Ctrl-C wants it at once
+            self._kill_group()
 
     def _kill_group(self) -> None:
         """The group may hold vLLM's own processes even where the server itself has ended."""
