@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -247,7 +248,7 @@ def _write_traces(folder: Path, traces: Iterable[Trace], **more: Any) -> dict[st
     """Writes `traces.parquet`; gives the counts of a finished stage, and says them."""
     ended: Counter[str] = Counter()
     failures: Counter[str] = Counter()
-    lengths: list[int] = []
+    lengths = array("q")
     prompt_tokens = 0
     schema = schema_of(Trace)
     with atomic_file(folder / TRACES) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -267,7 +268,7 @@ def _write_traces(folder: Path, traces: Iterable[Trace], **more: Any) -> dict[st
     counts = {"samples": len(lengths), "finished": finished, "output_tokens": sum(lengths), **more}
     say(f"  {len(lengths):,} traces ({', '.join(f'{count:,} {reason}' for reason, count in finished.items())})")
     if counts["output_tokens"]:
-        counts |= {"prompt_tokens": prompt_tokens} | _lengths(np.array(lengths), ended)
+        counts |= {"prompt_tokens": prompt_tokens} | _lengths(np.frombuffer(lengths, np.int64), ended)
         say(_tell_lengths(counts))
     if failures:
         counts["failures"] = dict(failures.most_common(8))
