@@ -152,9 +152,10 @@ class TracesConfig:
     max_tokens: int = 512
     seed: int = 0
     logprobs: int = 0
-    """Keep the logprobs of so many likeliest tokens at each position: raw, before temperature and top-p."""
+    """Keep the logprobs of so many likeliest tokens at each position: raw, before temperature and top-p. For imported
+    traces `teacher` computes them in vLLM, one prefill each."""
     retry_failed: bool = False
-    """Draw again what is recorded as failed."""
+    """Draw again what is recorded as failed; of a finished stage, remove `traces/manifest.json` first."""
     batch: int = 256
     """Rows decoded at once by the JAX engine; vLLM has `vllm.max_num_seqs`."""
     vllm: VLLMConfig = VLLMConfig()
@@ -175,9 +176,14 @@ class TracesConfig:
                 "traces.engine: server needs `traces.server.urls`, or `traces.server.start: 1` to start one here.",
             )
         _require(0 <= self.logprobs <= 20, f"traces.logprobs is {self.logprobs}; vLLM gives 0 to 20 a position.")
+        able = self.engine in ("vllm", "import") or (self.engine == "server" and self.server.api == "completions")
         _require(
-            not self.logprobs or (self.engine in ("vllm", "server") and self.server.api == "completions"),
+            not self.logprobs or able,
             "traces.logprobs needs engine vllm, or engine server with server.api: completions; set it to 0 otherwise.",
+        )
+        _require(
+            not (self.logprobs and self.engine == "import") or self.teacher is not None,
+            "traces.logprobs of imported traces are a teacher's; name it with `traces.teacher`.",
         )
 
     def _check_styles(self):

@@ -23,7 +23,7 @@ from jaxdistill import hub, tokenization
 from jaxdistill.config import RunConfig, TracesConfig, to_dict
 from jaxdistill.progress import bar, say
 from jaxdistill.records import Problem, RunDir, Trace, atomic_file, read_records, schema_of, split_response
-from jaxdistill.traces import engines, imports, logprobs, resample, thinking
+from jaxdistill.traces import engines, imports, logprobs, resample, scoring, thinking
 from jaxdistill.traces.engines import Completion, Sampling
 from jaxdistill.traces.journal import Journal
 from jaxdistill.traces.work import Requests, WorkList
@@ -315,8 +315,15 @@ def _import(config: RunConfig, problems: list[Problem], run: RunDir) -> dict[str
             "teacher write them (traces.engine: vllm)."
         )
     sources = {problem.id: problem.source for problem in problems}
-    traces = (
-        imports.to_trace(problem_id, sample, response, sources[problem_id], config.traces)
-        for problem_id, sample, response in responses()
-    )
+
+    def read() -> Iterator[Trace]:
+        for problem_id, sample, response in responses():
+            yield imports.to_trace(problem_id, sample, response, sources[problem_id], config.traces)
+
+    traces = read()
+    if config.traces.logprobs:
+        asked = [problem for problem in problems if problem.id in with_one]
+        teacher = find_teacher(config.traces)
+        names = {"journal": JOURNAL, "log": VLLM_LOG}
+        traces = scoring.score(config.traces, teacher.checkpoint, teacher.revision, asked, read, run.traces, **names)
     return _write_traces(run.traces, traces, without_solution=len(problems) - len(with_one))

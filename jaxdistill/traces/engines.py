@@ -7,7 +7,7 @@ An engine takes token ids and gives token ids, in whatever order samples finish;
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,13 @@ class Request:
     """In 0..2**31-1. The same seed draws the same sample from the same distributions, whatever else is in the batch."""
     messages: list[dict[str, str]] | None = None
     """The chat that the prompt was rendered from; only servers with `api: chat` look at it."""
+    response_ids: list[int] | None = None
+    """Draw nothing: give the logprobs of this response, by one prefill. Only the engine `vllm` does it."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that the prompt takes, and the response where it is given."""
+        return len(self.prompt_ids) + len(self.response_ids or ())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class Completion:
 def generate(
     engine: str,
     checkpoint: Path,
-    requests: Sequence[Request],
+    requests: Collection[Request],
     sampling: Sampling,
     *,
     vllm: VLLMConfig,
@@ -110,13 +117,13 @@ def generate(
     return run()
 
 
-def check_context(requests: Sequence[Request], max_tokens: int, context: int | None) -> None:
+def check_context(requests: Collection[Request], max_tokens: int, context: int | None) -> None:
     """Refuses requests that could outgrow the model's context, before the first token is drawn."""
     if context is None or not requests:
         return
-    length, name = max(((len(r.prompt_ids), r.id) for r in requests), key=lambda found: found[0])
+    length, name = max(((r.room, r.id) for r in requests), key=lambda found: found[0])
     if length + max_tokens > context:
-        too_long = sum(len(request.prompt_ids) + max_tokens > context for request in requests)
+        too_long = sum(request.room + max_tokens > context for request in requests)
         raise ValueError(
             f"{name}: a prompt of {length} tokens + max_tokens={max_tokens} > {context}, the model's context "
             f"({too_long} of {len(requests)} requests are too long); lower max_tokens, or leave such problems out."
@@ -136,19 +143,19 @@ def _context(engine: str, checkpoint: Path, vllm: VLLMConfig) -> int | None:
 # An engine's module is imported when it is used: `traces.engine: import` needs neither JAX nor a second interpreter.
 
 
-def _vllm(checkpoint: Path, requests: Sequence[Request], sampling: Sampling, **options) -> Iterator[Completion]:
+def _vllm(checkpoint: Path, requests: Collection[Request], sampling: Sampling, **options) -> Iterator[Completion]:
     from jaxdistill.traces import vllm_engine
 
     return vllm_engine.generate(checkpoint, requests, sampling, **options)
 
 
-def _jax(checkpoint: Path, requests: Sequence[Request], sampling: Sampling, **options) -> Iterator[Completion]:
+def _jax(checkpoint: Path, requests: Collection[Request], sampling: Sampling, **options) -> Iterator[Completion]:
     from jaxdistill.traces import jax_engine
 
     return jax_engine.generate(checkpoint, requests, sampling, **options)
 
 
-def _server(checkpoint: Path, requests: Sequence[Request], sampling: Sampling, **options) -> Iterator[Completion]:
+def _server(checkpoint: Path, requests: Collection[Request], sampling: Sampling, **options) -> Iterator[Completion]:
     from jaxdistill.traces import server_engine
 
     return server_engine.generate(checkpoint, requests, sampling, **options)

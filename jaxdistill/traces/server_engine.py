@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -44,7 +45,7 @@ CONNECT_SECONDS = 10.0
 
 def generate(
     checkpoint: Path,
-    requests: Sequence[Request],
+    requests: Collection[Request],
     sampling: Sampling,
     *,
     vllm: VLLMConfig,
@@ -59,6 +60,7 @@ def generate(
       ValueError: no server can be reached, the key or the model is refused, or a server of our own does not start.
     """
     del batch
+    in_flight = server.in_flight or 2 * vllm.max_num_seqs
     with contextlib.ExitStack() as stack:
         managed = []
         if server.start:
@@ -68,7 +70,8 @@ def generate(
             managed = servers.describe(checkpoint, server.start, vllm, room, folder / (log.name if log else "vllm.log"))
             for each in managed:
                 stack.callback(each.stop)
-        client = Client(server, managed, requests, sampling, ready, in_flight=server.in_flight or 2 * vllm.max_num_seqs)
+        allow_connections(in_flight * max(server.start, len(server.urls)))
+        client = Client(server, managed, requests, sampling, ready, in_flight=in_flight)
         loop = stack.enter_context(contextlib.closing(asyncio.new_event_loop()))
         # not asyncio.Runner: its KeyboardInterrupt may come up in the middle of any callback, and leave the loop broken
         if threading.current_thread() is threading.main_thread():
@@ -79,6 +82,23 @@ def generate(
             yield from found
         if client.interrupted:
             raise KeyboardInterrupt
+
+
+def allow_connections(count: int) -> None:
+    """Raises this process's limit of open files, often 1,024, to what so many connections need.
+
+    Raises:
+      ValueError: the system does not allow it.
+    """
+    needed = count + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ValueError(
+            f"{count} requests at a time need {needed} open files, but the system allows {hard}; "
+            "lower traces.server.in_flight, or raise the limit (ulimit -Hn)."
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class Server:
@@ -99,7 +119,7 @@ class Client:
         self,
         config: ServerConfig,
         managed: list[ManagedServer],
-        requests: Sequence[Request],
+        requests: Collection[Request],
         sampling: Sampling,
         ready: Callable[[], None],
         *,

@@ -16,7 +16,7 @@ import selectors
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ EXIT_SECONDS = 60
 
 def generate(
     checkpoint: Path,
-    requests: Sequence[Request],
+    requests: Collection[Request],
     sampling: Sampling,
     *,
     vllm: VLLMConfig,
@@ -70,9 +70,9 @@ def generate(
             raise ValueError(epitaph(failure, process.returncode, path, start_of_log))
 
 
-def make_job(checkpoint: Path, requests: Sequence[Request], sampling: Sampling, vllm: VLLMConfig) -> dict[str, Any]:
+def make_job(checkpoint: Path, requests: Collection[Request], sampling: Sampling, vllm: VLLMConfig) -> dict[str, Any]:
     """What the worker is told; see `vllm_worker`."""
-    longest = max(len(request.prompt_ids) for request in requests)
+    longest = max(request.room for request in requests)
     engine = {
         "model": str(checkpoint),
         "tokenizer": str(checkpoint),
@@ -106,9 +106,10 @@ def make_job(checkpoint: Path, requests: Sequence[Request], sampling: Sampling, 
     }
 
 
-def _request_lines(requests: Sequence[Request]) -> Iterator[bytes]:
+def _request_lines(requests: Collection[Request]) -> Iterator[bytes]:
     for request in requests:
-        yield json.dumps([request.id, request.prompt_ids, request.seed], separators=(",", ":")).encode() + b"\n"
+        row = [request.id, request.prompt_ids, request.seed, request.response_ids]
+        yield json.dumps(row, separators=(",", ":")).encode() + b"\n"
 
 
 def _completion(

@@ -4,10 +4,11 @@
 One JSON line on stdin says what to do, JSON lines on IN are the requests, those on OUT tell what came of them:
 
     stdin:  {"engine": EngineArgs, "sampling": {...}, "kv_cache_gib": 2, "in_flight": 512}
-    IN:     [id, prompt_ids, seed] for each request; read when there is room for it
+    IN:     [id, prompt_ids, seed, response_ids] for each request; read when there is room for it
     OUT:    {"ready": seconds}, [id, output_ids, finish_reason, error, logprobs] for each request, {"done": count};
             {"failed": message} before an early end
 
+With `response_ids` nothing is drawn: they come back as output_ids, with their logprobs from one prefill.
 `logprobs` is null, or for each position [[token, logprob], ...]: the likeliest and the drawn one.
 
 stdin stays open as long as the parent lives, and its end is the signal to die. vLLM's log goes to stdout and stderr.
@@ -129,6 +130,7 @@ def cpu_arguments(max_model_len: int) -> dict:
 def answer(engine, job: dict, requests, tell) -> int:
     """Feeds the requests to the engine, a bounded number at a time, and tells of each as it finishes."""
     in_flight, count, more = 0, 0, True
+    scored: dict = {}  # id -> response_ids, of what is not drawn
     while more or in_flight:
         finished = []
         while more and in_flight < job["in_flight"]:
@@ -136,15 +138,21 @@ def answer(engine, job: dict, requests, tell) -> int:
             if request is None:
                 more = False
                 break
-            identity, prompt_ids, seed = request
+            identity, prompt_ids, seed, response_ids = request
             count += 1
             try:
-                engine.add_request(identity, {"prompt_token_ids": prompt_ids}, sampling_params(job["sampling"], seed))
+                params = sampling_params(job["sampling"], seed)
+                if response_ids:
+                    scored[identity] = response_ids
+                    prompt_ids, params = prompt_ids + response_ids, scoring_params(job["sampling"])
+                engine.add_request(identity, {"prompt_token_ids": prompt_ids}, params)
                 in_flight += 1
             except ValueError as error:
                 finished.append([identity, [], "error", " ".join(str(error).split()), None])
         if in_flight:
-            ended = [to_message(output) for output in engine.step() if output.finished]
+            ended = [
+                to_message(output, scored.pop(output.request_id, None)) for output in engine.step() if output.finished
+            ]
             in_flight -= len(ended)
             finished += ended
         tell(*finished)
@@ -168,13 +176,34 @@ def sampling_params(sampling: dict, seed: int):
     )
 
 
-def to_message(output) -> list:
+def scoring_params(sampling: dict):
+    """One prefill; the token that vLLM draws besides is not looked at."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        prompt_logprobs=sampling["logprobs"],
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def to_message(output, response_ids: list | None) -> list:
     sample = output.outputs[0]
     if sample.finish_reason in ("stop", "length"):
-        logprobs = sample.logprobs and [[[t, p.logprob] for t, p in row.items()] for row in sample.logprobs]
+        if response_ids:
+            logprobs = rows_of(output.prompt_logprobs[-len(response_ids) :])
+            return [output.request_id, response_ids, "stop", None, logprobs]
+        logprobs = sample.logprobs and rows_of(sample.logprobs)
         return [output.request_id, list(sample.token_ids), sample.finish_reason, None, logprobs or None]
     error = f"vLLM ended it with finish_reason {sample.finish_reason}"
     return [output.request_id, list(sample.token_ids), "error", error, None]
+
+
+def rows_of(positions) -> list:
+    return [[[token, found.logprob] for token, found in row.items()] for row in positions]
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from jaxdistill import config as configs
+from jaxdistill import tokenization
 from jaxdistill.records import Problem, RunDir, Trace, read_records
-from jaxdistill.traces import collect, engines, vllm_engine
+from jaxdistill.traces import collect, engines, logprobs, vllm_engine
 from jaxdistill.traces.engines import Request, Sampling
 from jaxdistill.traces.problems import problems
 from tests.traces.tiny import assert_greedy, checkpoint, demo_requests  # noqa: F401  (a fixture among them)
@@ -181,6 +182,30 @@ def test_greedy_tokens_are_those_of_transformers_and_logprobs_those_of_jax(check
     found = list(engines.generate("vllm", checkpoint, requests, sampling, vllm=configs.VLLMConfig(**VLLM), batch=1))
     assert_greedy(checkpoint, requests, sampling, found)
     assert_logprobs(checkpoint, {request.id: request.prompt_ids for request in requests}, found, 5)
+
+
+@pytest.mark.vllm
+def test_imported_traces_are_scored_by_prefill_with_the_logprobs_of_jax(checkpoint, tmp_path):  # noqa: F811
+    """Eight demo problems' own solutions; a second call finds all of them in the journal and starts no vLLM."""
+    config = make_config(checkpoint, tmp_path, engine="import", logprobs=3)
+    config = dataclasses.replace(config, problems=dataclasses.replace(config.problems, count=8))
+    run = RunDir(tmp_path)
+    problems(config, run)
+    counts = collect.generate(config, run)
+    traces = {trace.id: trace for trace in read_records(run.traces, Trace)}
+    assert counts["finished"] == {"imported": 8}
+    tokenizer = tokenization.load_tokenizer(str(checkpoint))
+    for trace in traces.values():
+        assert trace.output_ids == tokenization.encode_response(tokenizer, trace.response)
+    stored = [
+        engines.Completion(id=name, output_ids=traces[name].output_ids, finish_reason="stop", logprobs=found)
+        for name, found in logprobs.read_logprobs(run.traces / logprobs.FOLDER)
+    ]
+    assert [each.id for each in stored] == list(traces)
+    assert_logprobs(checkpoint, {name: trace.prompt_ids for name, trace in traces.items()}, stored, 3)
+    elsewhere = dataclasses.replace(config.traces, vllm=configs.VLLMConfig(python="/nowhere/python"))
+    collect.generate(dataclasses.replace(config, traces=elsewhere), run)
+    assert {trace.id: trace for trace in read_records(run.traces, Trace)} == traces
 
 
 def pids_of(name):
