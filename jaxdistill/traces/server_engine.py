@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import tempfile
 import threading
@@ -70,7 +69,7 @@ def generate(
             managed = servers.describe(checkpoint, server.start, vllm, room, folder / (log.name if log else "vllm.log"))
             for each in managed:
                 stack.callback(each.stop)
-        allow_connections(in_flight * max(server.start, len(server.urls)))
+        servers.allow_connections(in_flight * max(server.start, len(server.urls)))
         client = Client(server, managed, requests, sampling, ready, in_flight=in_flight)
         loop = stack.enter_context(contextlib.closing(asyncio.new_event_loop()))
         # not asyncio.Runner: its KeyboardInterrupt may come up in the middle of any callback, and leave the loop broken
@@ -82,23 +81,6 @@ def generate(
             yield from found
         if client.interrupted:
             raise KeyboardInterrupt
-
-
-def allow_connections(count: int) -> None:
-    """Raises this process's limit of open files, often 1,024, to what so many connections need.
-
-    Raises:
-      ValueError: the system does not allow it.
-    """
-    needed = count + 256
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise ValueError(
-            f"{count} requests at a time need {needed} open files, but the system allows {hard}; "
-            "lower traces.server.in_flight, or raise the limit (ulimit -Hn)."
-        )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class Server:

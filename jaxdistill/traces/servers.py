@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -125,3 +126,20 @@ def free_ports(count: int) -> Iterator[int]:
             probe.bind(("127.0.0.1", 0))
         ports = [probe.getsockname()[1] for probe in probes]
     yield from ports
+
+
+def allow_connections(count: int) -> None:
+    """Raises this process's limit of open files, often 1,024, to what so many connections need.
+
+    Raises:
+      ValueError: the system does not allow it.
+    """
+    needed = count + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ValueError(
+            f"{count} requests at a time need {needed} open files, but the system allows {hard}; "
+            "lower traces.server.in_flight, or raise the limit (ulimit -Hn)."
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -7,7 +7,7 @@ import pytest
 from jaxdistill import config as configs
 from jaxdistill import hub, tokenization
 from jaxdistill.records import Problem, RunDir, Trace, read_records, write_records
-from jaxdistill.traces import collect, engines, work
+from jaxdistill.traces import collect, engines, output, work
 from jaxdistill.traces.engines import Completion
 from tests.traces.tiny import checkpoint  # noqa: F401  (a fixture)
 
@@ -118,7 +118,7 @@ def test_resuming_asks_for_what_is_missing_and_ends_the_same(tmp_path, run, chec
     if done < 8:
         with pytest.raises(KeyboardInterrupt):
             collect.generate(config, again)
-        assert not (again.traces / collect.TRACES).exists()
+        assert not (again.traces / output.TRACES).exists()
         with open(again.traces / collect.JOURNAL, "ab") as journal:
             journal.write(b'{"id":"set:0/plain/0","outp')  # the kill came in the middle of a line
     else:
@@ -218,7 +218,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path, run, checkpoi
         tracemalloc.stop()
         return found
 
-    monkeypatch.setattr(collect, "ROWS", 32)
+    monkeypatch.setattr(output, "ROWS", 32)
     peak(2)  # what is loaded once
     few, many = peak(10), peak(60)
     assert (many - few) / (4 * 50) < 500
