@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "show":
             sub.add_argument("--row", type=int, default=0, help="which packed row (default 0)")
             sub.add_argument("--baseline", help="of this baseline, instead of the student")
+            sub.add_argument("--prompts", type=int, metavar="N", help="instead: what the teacher is asked, N problems")
             continue
         sub.add_argument(
             "--dry-run", action="store_true", help="print the resolved config and the plan, and do nothing"
@@ -90,7 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         config = load(arguments.config, arguments.overrides)
-        if arguments.command == "show":
+        if arguments.command == "show" and arguments.prompts:
+            from jaxdistill.traces.show import show_prompts
+
+            show_prompts(config, arguments.prompts)
+        elif arguments.command == "show":
             from jaxdistill.data.show import show
 
             show(config, arguments.row, arguments.baseline)

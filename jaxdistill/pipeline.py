@@ -224,12 +224,23 @@ def run_command(command: str, config: RunConfig) -> None:
       ValueError: bad input, a stale stage, or another process at work in the run folder.
     """
     with _locked(Path(config.run_dir)):
-        for task in tasks_of(config, COMMANDS[command]):
-            if task.status() == "done":
-                progress.say(f"{task.title}: done before, in {task.folder}")
-                continue
-            progress.say(f"{task.title}: {task.folder}")
-            task.do()
+        _run_stages(COMMANDS[command], config)
+        while command == "verify" and _resample(config):
+            _run_stages(("generate", "verify"), config)
+
+
+def _run_stages(names: tuple[str, ...], config: RunConfig) -> None:
+    for task in tasks_of(config, names):
+        if task.status() == "done":
+            progress.say(f"{task.title}: done before, in {task.folder}")
+            continue
+        progress.say(f"{task.title}: {task.folder}")
+        task.do()
+
+
+def _resample(config: RunConfig) -> int:
+    """Marks traces and verdicts as unfinished if problems want more samples (`traces.until_kept`); gives how many."""
+    return importlib.import_module("jaxdistill.traces.resample").plan(config, RunDir(Path(config.run_dir)))
 
 
 def redo(stage: str, config: RunConfig) -> None:

@@ -47,8 +47,33 @@ def render_prompts(
 ) -> list[list[int]]:
     """`render_prompt` of many problems, several times faster."""
     first = [{"role": "system", "content": system}] if system else []
-    chats = [[*first, {"role": "user", "content": problem + suffix}] for problem in problems]
-    texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    return encode_prompts(
+        tokenizer,
+        render_chats(tokenizer, [[*first, {"role": "user", "content": problem + suffix}] for problem in problems]),
+    )
+
+
+def render_chats(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]]) -> list[str]:
+    """The text of chats by the tokenizer's template, up to where the assistant's response begins.
+
+    Raises:
+      ValueError: the template refuses such a chat, as some refuse a system prompt.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        roles = ", ".join(dict.fromkeys(message["role"] for chat in chats for message in chat))
+        raise ValueError(
+            f"{tokenizer.name_or_path}: the chat template fails on messages of {roles} ({error}); "
+            "use a style without a system prompt, or a teacher whose template takes one."
+        ) from None
+    return [str(text) for text in texts]
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of rendered prompts; special tokens are those that the texts name."""
     return [e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
@@ -70,9 +95,11 @@ def encode_responses(tokenizer: PreTrainedTokenizerBase, responses: list[str]) -
     ]
 
 
-def decode_response(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """The text of generated ids: special tokens left out, `<think>` tags kept even where they are special tokens."""
-    keep = {tokenizer.convert_tokens_to_ids(tag) for tag in ("<think>", "</think>")}
+def decode_response(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], tags: tuple[str, ...] = ("<think>", "</think>")
+) -> str:
+    """The text of generated ids: special tokens left out, thinking's `tags` kept even where they are special tokens."""
+    keep = {tokenizer.convert_tokens_to_ids(tag) for tag in tags}
     drop = set(tokenizer.all_special_ids) - keep
     return str(tokenizer.decode([i for i in ids if i not in drop], skip_special_tokens=False))
 

@@ -54,7 +54,7 @@ def test_broken_yaml(capsys, tmp_path):
         ("trian.steps=3", "unknown key trian; did you mean train?"),
         ("train.batch_rows=many", "train.batch_rows is 'many'"),
         ("train.optimizer.learning_rate=0", "train.optimizer.learning_rate is 0.0; set it above 0"),
-        ("traces.engine=llama", "input should be 'vllm', 'jax' or 'import'"),
+        ("traces.engine=llama", "input should be 'vllm', 'server', 'jax' or 'import'"),
         ("traces.engine=jax", "traces.engine: jax needs `traces.teacher`"),
         ("train.epochs=1", "exactly one of `epochs` and `steps`"),
         ("train.micro_batches=3", "not a multiple of train.micro_batches=3"),

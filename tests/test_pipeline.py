@@ -1,6 +1,5 @@
 """The whole story on a tiny run: every stage for real, with the embedded decoder in vLLM's place."""
 
-import json
 import shutil
 import subprocess
 import sys

@@ -5,7 +5,7 @@
 
 Every contender is a fresh process and trains as its users would have it: jaxdistill through its own stage `train` on
 packed rows, TRL's SFTTrainer with completion-only loss on padded batches, Tunix's PeftTrainer with a response mask on
-batches padded to the longest example. 16 rows or examples a step, AdamW, the loss on responses alone. Tokens are counted
+batches padded to the longest example. 16 rows or examples a step, AdamW, loss on responses alone. Tokens are counted
 where they are real: prompt and response, no padding. The first steps, which compile, are not timed.
 TRL and Tunix get environments of their own (`--peers`, made on the first call), for their requirements exclude ours.
 """

@@ -71,8 +71,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 # what changes how fast or where something is computed, and not what comes out
 _WITHOUT_EFFECT = {
-    "TracesConfig": {"batch"},
     "DataConfig": {"workers"},
+    "TracesConfig": {"batch", "retry_failed"},
+    "ServerConfig": {"urls", "start", "api_key_env", "in_flight", "timeout_s", "retries", "backoff_s", "patience_s"},
     "EvaluateConfig": {"batch"},
     "TrainConfig": {"mesh", "checkpoint_every", "keep_checkpoints", "log_every"},
     "ExportConfig": {"port", "serve"},

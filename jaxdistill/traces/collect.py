@@ -8,118 +8,130 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxdistill import hub, tokenization
-from jaxdistill.config import RunConfig, TracesConfig, fingerprint, to_dict
+from jaxdistill.config import RunConfig, TracesConfig, to_dict
 from jaxdistill.progress import bar, say
-from jaxdistill.records import Problem, RunDir, Trace, read_records, split_response, write_records
-from jaxdistill.traces import engines
-from jaxdistill.traces.engines import Completion, Request, Sampling
+from jaxdistill.records import Problem, RunDir, Trace, read_records, split_response
+from jaxdistill.traces import engines, imports, logprobs, resample, scoring, thinking
+from jaxdistill.traces.engines import Completion, Sampling
 from jaxdistill.traces.journal import Journal
+from jaxdistill.traces.output import write_traces
+from jaxdistill.traces.work import Requests, WorkList
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STYLE = "plain"
-TRACES = "traces.parquet"
 JOURNAL = "journal.jsonl"
 VLLM_LOG = "vllm.log"
 
 
 def generate(config: RunConfig, run: RunDir) -> dict[str, Any]:
-    """Stage: writes `traces.parquet`, one row a sample, in the order of problems and sample numbers.
+    """Stage: writes `traces.parquet`, one row a sample, in the order of problems, styles and sample numbers.
 
     Raises:
       ValueError: no problems, a prompt that does not fit, an engine that cannot run, or a journal of another config.
     """
     problems = list(read_records(run.problems, Problem))
     if config.traces.engine == "import":
-        return _import(problems, run)
-    assert config.traces.teacher is not None
-    checkpoint = hub.fetch(config.traces.teacher, config.traces.revision)
-    tokenizer = tokenization.load_tokenizer(str(checkpoint))
-    revision = hub.revision_of(checkpoint)
-    work = plan_work(config.traces, problems, tokenizer)
-    with Journal(run.traces / JOURNAL, _header(config.traces, work, revision)) as journal:
-        resumed = len(journal.done)
-        counts = _collect(config.traces, checkpoint, tokenizer, work, journal, run.traces / VLLM_LOG)
-        done = journal.done
-    traces = [_trace(config.traces, item, done[item.request.id], revision, tokenizer) for item in work]
-    write_records(run.traces / TRACES, Trace, traces)
-    return _summary(traces, resumed=resumed) | counts
-
-
-# ------------------------------------------------------------------------------------------------- the work to do
+        return _import(config, problems, run)
+    check_gold(config, problems)
+    teacher = find_teacher(config.traces)
+    work = WorkList(config.traces, problems, teacher.tokenizer, resample.read_counts(run.traces))
+    with Journal(
+        run.traces / JOURNAL,
+        _header(config.traces, work, teacher.revision),
+        size=len(work),
+        number_of=work.number_of,
+        retry_failed=config.traces.retry_failed,
+    ) as journal:
+        resumed = len(journal)
+        timings = _collect(config.traces, teacher, work, journal, run.traces / VLLM_LOG)
+        counts = _write_all(config.traces, teacher, work, journal, run.traces)
+    return counts | {"resumed": resumed} | timings
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """One sample that is to be drawn."""
+class Teacher:
+    """Who is asked."""
 
-    problem: Problem
-    sample: int
-    request: Request
-
-
-def plan_work(config: TracesConfig, problems: list[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Work]:
-    """All samples of all problems, in order; a problem's samples lie side by side, so that they share its prompt."""
-    work = []
-    for problem in problems:
-        prompt_ids = tokenization.render_prompt(tokenizer, problem.prompt, system=config.system, suffix=config.suffix)
-        for sample in range(config.samples):
-            name = trace_id(problem, sample)
-            work.append(Work(problem, sample, Request(name, prompt_ids, sample_seed(config.seed, name))))
-    return work
+    checkpoint: Path
+    tokenizer: PreTrainedTokenizerBase | None
+    """None where a chat server renders the prompts."""
+    revision: str
 
 
-def trace_id(problem: Problem, sample: int) -> str:
-    return f"{problem.id}/{STYLE}/{sample}"
+def find_teacher(config: TracesConfig) -> Teacher:
+    """The teacher's checkpoint; of one that runs on other machines only the tokenizer, or nothing but the name."""
+    assert config.teacher is not None
+    if config.engine == "server" and config.server.api == "chat" and not config.server.start:
+        return Teacher(Path(config.teacher), None, config.revision or "")
+    remote = config.engine == "server" and not config.server.start
+    checkpoint = hub.fetch(config.teacher, config.revision, weights=not remote)
+    chat = config.engine == "server" and config.server.api == "chat"
+    tokenizer = None if chat else tokenization.load_tokenizer(str(checkpoint))
+    known = (checkpoint / "config.json").is_file()
+    return Teacher(checkpoint, tokenizer, hub.revision_of(checkpoint) if known else config.revision or "")
 
 
-def sample_seed(seed: int, name: str) -> int:
-    """A trace's own seed in 0..2**31-1: the same on every machine, and whatever else there is to do."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4]) >> 1
+def check_gold(config: RunConfig, problems: list[Problem]) -> None:
+    """Says before anything is paid for that `verify` could keep nothing of problems without a gold answer.
+
+    Raises:
+      ValueError: that is so of all of them.
+    """
+    without = [problem for problem in problems if not (problem.answer or "").strip()]
+    if not config.verify.answer or not without:
+        return
+    advice = "name the answers with problems.answer_field, or set verify.answer: false"
+    if len(without) == len(problems):
+        raise ValueError(f"none of {len(problems)} problems has a gold answer, which verify.answer needs; {advice}.")
+    say(
+        f"  {len(without):,} of {len(problems):,} problems have no gold answer (the first is {without[0].id}), so that "
+        f"verify will keep none of their traces; {advice}"
+    )
 
 
-def _header(config: TracesConfig, work: list[Work], revision: str) -> dict[str, Any]:
+def _header(config: TracesConfig, work: WorkList, revision: str) -> dict[str, Any]:
     """What must not change between a journal's lines. How fast and on what the teacher ran may."""
     section = to_dict(config)
-    del section["batch"]
-    vllm = section.pop("vllm")
-    return {
+    for key in ("batch", "retry_failed", "until_kept", "max_samples"):
+        del section[key]
+    vllm, server = section.pop("vllm"), section.pop("server")
+    if config.until_kept:  # then it is how many to draw at a time
+        del section["samples"]
+    problems, prompts = work.hashes()
+    header = {
         **{f"traces.{key}": value for key, value in section.items()},
         **{f"traces.vllm.{key}": vllm[key] for key in ("dtype", "quantization")},
         "the teacher's weights": revision,
-        "the problems": fingerprint([[item.problem.id, item.problem.prompt] for item in work]),
-        "the rendered prompts": fingerprint([item.request.prompt_ids for item in work]),
+        "the problems": problems,
+        "the rendered prompts": prompts,
     }
+    if config.engine == "server":
+        header |= {f"traces.server.{key}": server[key] for key in ("api", "model")}
+    return header
 
 
-# ------------------------------------------------------------------------------------------------------- the stage
+# ------------------------------------------------------------------------------------------------------- the samples
 
 
-def _collect(
-    config: TracesConfig,
-    checkpoint: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    work: list[Work],
-    journal: Journal,
-    log: Path,
-) -> dict[str, Any]:
+def _collect(config: TracesConfig, teacher: Teacher, work: WorkList, journal: Journal, log: Path) -> dict[str, Any]:
     """Draws what the journal does not have yet. Gives the timings, which are about these samples alone."""
-    missing = [item.request for item in work if item.request.id not in journal.done]
-    if len(missing) < len(work):
-        say(f"  {len(work) - len(missing):,} of {len(work):,} samples are in the journal already")
+    if len(journal):
+        say(f"  {len(journal):,} of {len(work):,} samples are in the journal already")
+    stop = tokenization.stop_ids(teacher.checkpoint, teacher.tokenizer) if teacher.tokenizer else []
     sampling = Sampling(
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=config.max_tokens,
-        stop_ids=tokenization.stop_ids(checkpoint, tokenizer),
+        stop_ids=stop,
+        logprobs=config.logprobs,
     )
     start = ready = last = time.monotonic()
 
@@ -128,15 +140,24 @@ def _collect(
         ready = time.monotonic()
 
     completions = engines.generate(
-        config.engine, checkpoint, missing, sampling, vllm=config.vllm, batch=config.batch, log=log, ready=is_ready
+        config.engine,
+        teacher.checkpoint,
+        Requests(work, journal.missing()),
+        sampling,
+        vllm=config.vllm,
+        server=config.server,
+        batch=config.batch,
+        log=log,
+        ready=is_ready,
     )
-    tokens = 0
-    with contextlib.closing(completions), bar("traces", len(work), done=len(journal.done)) as update:
+    done, tokens, ended = len(journal), 0, Counter()
+    with contextlib.closing(completions), bar("traces", len(work), done=done) as update:
         for completion in completions:
-            journal.add(completion)
-            tokens += len(completion.output_ids)
+            done += journal.add(completion)
+            tokens += completion.output_tokens
+            ended[completion.finish_reason] += 1
             last = time.monotonic()
-            update(len(journal.done), f"{tokens / max(last - ready, 1e-9):,.0f} tokens/s")
+            update(done, _note(tokens, ended, len(work) - done, last - ready))
     return {
         "seconds": round(time.monotonic() - start, 2),
         "engine_start_seconds": round(ready - start, 2),
@@ -144,75 +165,101 @@ def _collect(
     }
 
 
-def _trace(
-    config: TracesConfig, item: Work, completion: Completion, revision: str, tokenizer: PreTrainedTokenizerBase
-) -> Trace:
+def _note(tokens: int, ended: Counter[str], left: int, seconds: float) -> str:
+    """What the progress says beside the count: speed, tokens spent, how samples end, and the time that is left."""
+    drawn = sum(ended.values())
+    minutes = left / drawn * seconds / 60
+    rest = (
+        f"{minutes * 60:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    )
+    failed = f", {ended['error']:,} failed" if ended["error"] else ""
+    return (
+        f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, {tokens:,} tokens, "
+        f"{ended['stop'] / drawn:.1%} ended by themselves{failed}, {rest} left"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- the files
+
+
+def _write_all(
+    config: TracesConfig, teacher: Teacher, work: WorkList, journal: Journal, folder: Path
+) -> dict[str, Any]:
+    """From the journal to the stage's files, few traces in memory at a time."""
+    if config.logprobs:
+        logprobs.write_logprobs(folder / logprobs.FOLDER, _all_logprobs(work, journal))
+    return write_traces(folder, (_trace(config, teacher, work, number, journal) for number in range(len(work))))
+
+
+def _all_logprobs(work: WorkList, journal: Journal) -> Iterator[tuple[str, logprobs.TopLogprobs]]:
+    for number in range(len(work)):
+        completion = journal.read(number)
+        if completion.logprobs is not None:
+            yield completion.id, completion.logprobs
+
+
+def _trace(config: TracesConfig, teacher: Teacher, work: WorkList, number: int, journal: Journal) -> Trace:
     assert config.teacher is not None
-    response = tokenization.decode_response(tokenizer, completion.output_ids)
-    thinking, content = split_response(response)
+    item, request, completion = work[number], work.request(number), journal.read(number)
+    response = _response(config, teacher, completion, opened=work.opened(number))
+    thoughts, content = split_response(response)
     return Trace(
-        id=item.request.id,
+        id=request.id,
         problem_id=item.problem.id,
-        style=STYLE,
+        style=item.style.name,
         sample=item.sample,
         engine=config.engine,
         teacher=config.teacher,
-        revision=revision,
+        revision=teacher.revision,
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=config.max_tokens,
-        seed=item.request.seed,
-        prompt_ids=item.request.prompt_ids,
+        seed=request.seed,
+        prompt_ids=completion.prompt_ids or request.prompt_ids,
         output_ids=completion.output_ids,
         response=response,
-        thinking=thinking,
+        thinking=thoughts,
         content=content,
         finish_reason=completion.finish_reason,
         error=completion.error,
     )
 
 
-def _import(problems: list[Problem], run: RunDir) -> dict[str, Any]:
-    """Takes the solutions that came with the problems for traces; no model is asked."""
-    traces = [_imported(problem, problem.solution) for problem in problems if problem.solution]
-    if not traces:
+def _response(config: TracesConfig, teacher: Teacher, completion: Completion, *, opened: bool) -> str:
+    if completion.finish_reason == "error":
+        return completion.text or ""
+    if completion.text is not None:
+        text = completion.text
+    else:
+        assert teacher.tokenizer is not None
+        tags = ("<think>", "</think>", *config.think_tags)
+        text = tokenization.decode_response(teacher.tokenizer, completion.output_ids, tags)
+    return thinking.normalize(text, config.think_tags, opened=opened)
+
+
+# ---------------------------------------------------------------------------------------------------------- import
+
+
+def _import(config: RunConfig, problems: list[Problem], run: RunDir) -> dict[str, Any]:
+    """Takes the responses that came with the problems for traces; no model is asked."""
+    responses = imports.responses_of(config.problems, problems)
+    with_one = {problem_id for problem_id, _, _ in responses()}
+    if not with_one:
         raise ValueError(
             f"traces.engine: import takes the problems' own solutions, but none of {len(problems)} problems has one; "
-            "use source demo or gsm8k, or let a teacher write them (traces.engine: vllm)."
+            "use a source that has responses (demo, gsm8k, messages, sharegpt, r1, prompt_completion), or let a "
+            "teacher write them (traces.engine: vllm)."
         )
-    write_records(run.traces / TRACES, Trace, traces)
-    return _summary(traces, without_solution=len(problems) - len(traces))
+    sources = {problem.id: problem.source for problem in problems}
 
+    def read() -> Iterator[Trace]:
+        for problem_id, sample, response in responses():
+            yield imports.to_trace(problem_id, sample, response, sources[problem_id], config.traces)
 
-def _imported(problem: Problem, solution: str) -> Trace:
-    thinking, content = split_response(solution)
-    return Trace(
-        id=trace_id(problem, 0),
-        problem_id=problem.id,
-        style=STYLE,
-        sample=0,
-        engine="import",
-        teacher=problem.source,
-        revision="",
-        temperature=0.0,
-        top_p=1.0,
-        max_tokens=0,
-        seed=0,
-        prompt_ids=[],
-        output_ids=[],
-        response=solution,
-        thinking=thinking,
-        content=content,
-        finish_reason="imported",
-    )
-
-
-def _summary(traces: list[Trace], **more: int) -> dict[str, Any]:
-    """Counts of a finished stage, said in one line too."""
-    finished = dict(sorted(Counter(trace.finish_reason for trace in traces).items()))
-    tokens = sum(len(trace.output_ids) for trace in traces)
-    say(
-        f"  {len(traces):,} traces ({', '.join(f'{count:,} {reason}' for reason, count in finished.items())})"
-        + (f", {tokens:,} tokens" if tokens else "")
-    )
-    return {"samples": len(traces), "finished": finished, "output_tokens": tokens, **more}
+    traces = read()
+    if config.traces.logprobs:
+        asked = [problem for problem in problems if problem.id in with_one]
+        teacher = find_teacher(config.traces)
+        names = {"journal": JOURNAL, "log": VLLM_LOG}
+        traces = scoring.score(config.traces, teacher.checkpoint, teacher.revision, asked, read, run.traces, **names)
+    return write_traces(run.traces, traces, without_solution=len(problems) - len(with_one))

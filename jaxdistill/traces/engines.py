@@ -7,12 +7,13 @@ An engine takes token ids and gives token ids, in whatever order samples finish;
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path
 from typing import Literal
 
 from jaxdistill import hub
-from jaxdistill.config import VLLMConfig
+from jaxdistill.config import ServerConfig, VLLMConfig
+from jaxdistill.traces.logprobs import TopLogprobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,15 @@ class Request:
     prompt_ids: list[int]
     seed: int
     """In 0..2**31-1. The same seed draws the same sample from the same distributions, whatever else is in the batch."""
+    messages: list[dict[str, str]] | None = None
+    """The chat that the prompt was rendered from; only servers with `api: chat` look at it."""
+    response_ids: list[int] | None = None
+    """Draw nothing: give the logprobs of this response, by one prefill. Only the engine `vllm` does it."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that the prompt takes, and the response where it is given."""
+        return len(self.prompt_ids) + len(self.response_ids or ())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +45,8 @@ class Sampling:
     max_tokens: int
     stop_ids: list[int]
     """Tokens that end a response (`tokenization.stop_ids`)."""
+    logprobs: int = 0
+    """So many likeliest tokens' logprobs at each position; 0 for none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,16 +59,28 @@ class Completion:
     finish_reason: Literal["stop", "length", "error"]
     error: str | None = None
     """Why this one request failed; None exactly if it did not."""
+    text: str | None = None
+    """What a server wrote, thinking in `<think>` tags; None where `output_ids` say it."""
+    tokens: int | None = None
+    """How many tokens a server counted for `text` where it gives no ids."""
+    prompt_ids: list[int] | None = None
+    """The prompt as a chat server rendered it, if it tells."""
+    logprobs: TopLogprobs | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def output_tokens(self) -> int:
+        return len(self.output_ids) or self.tokens or 0
 
 
 def generate(
     engine: str,
     checkpoint: Path,
-    requests: list[Request],
+    requests: Collection[Request],
     sampling: Sampling,
     *,
     vllm: VLLMConfig,
     batch: int,
+    server: ServerConfig | None = None,
     log: Path | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> Generator[Completion, None, None]:
@@ -67,7 +91,9 @@ def generate(
     Args:
       engine: a key of `ENGINES`.
       checkpoint: a Hugging Face folder.
+      requests: gone through in order, one at a time, so that they may be made as they are asked for.
       batch: rows that the engine `jax` decodes at once; vLLM has `vllm.max_num_seqs`.
+      server: which servers, for the engine `server`.
       log: where an engine with a process of its own keeps that process's output; a temporary file if absent.
       ready: called once, when the model is loaded and the first batch begins.
     Raises:
@@ -75,35 +101,41 @@ def generate(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is not known; known are {', '.join(sorted(ENGINES))}.")
-    check_context(requests, sampling.max_tokens, _context(engine, checkpoint, vllm))
+    chat = engine == "server" and server is not None and server.api == "chat"
+    if not chat:  # a chat server renders its prompts itself
+        check_context(requests, sampling.max_tokens, _context(engine, checkpoint, vllm))
+    options = {"server": server} if engine == "server" else {}
 
     def run() -> Generator[
         Completion, None, None
     ]:  # the checks above are made at once, this begins with the first `next`
         if requests:
-            yield from ENGINES[engine](checkpoint, requests, sampling, vllm=vllm, batch=batch, log=log, ready=ready)
+            yield from ENGINES[engine](
+                checkpoint, requests, sampling, vllm=vllm, batch=batch, log=log, ready=ready, **options
+            )
 
     return run()
 
 
-def check_context(requests: list[Request], max_tokens: int, context: int | None) -> None:
+def check_context(requests: Collection[Request], max_tokens: int, context: int | None) -> None:
     """Refuses requests that could outgrow the model's context, before the first token is drawn."""
     if context is None or not requests:
         return
-    longest = max(requests, key=lambda request: len(request.prompt_ids))
-    length = len(longest.prompt_ids)
+    length, name = max(((r.room, r.id) for r in requests), key=lambda found: found[0])
     if length + max_tokens > context:
-        too_long = sum(len(request.prompt_ids) + max_tokens > context for request in requests)
+        too_long = sum(request.room + max_tokens > context for request in requests)
         raise ValueError(
-            f"{longest.id}: a prompt of {length} tokens + max_tokens={max_tokens} > {context}, the model's context "
+            f"{name}: a prompt of {length} tokens + max_tokens={max_tokens} > {context}, the model's context "
             f"({too_long} of {len(requests)} requests are too long); lower max_tokens, or leave such problems out."
         )
 
 
 def _context(engine: str, checkpoint: Path, vllm: VLLMConfig) -> int | None:
     """Tokens that prompt and response may have together; None if the checkpoint does not say."""
-    if engine == "vllm" and vllm.max_model_len is not None:
+    if engine in ("vllm", "server") and vllm.max_model_len is not None:
         return vllm.max_model_len
+    if not (checkpoint / "config.json").is_file():  # of a server's model the tokenizer alone may be here
+        return None
     config = hub.read_config(checkpoint)
     return config.get("max_position_embeddings", config.get("text_config", {}).get("max_position_embeddings"))
 
@@ -111,16 +143,22 @@ def _context(engine: str, checkpoint: Path, vllm: VLLMConfig) -> int | None:
 # An engine's module is imported when it is used: `traces.engine: import` needs neither JAX nor a second interpreter.
 
 
-def _vllm(checkpoint: Path, requests: list[Request], sampling: Sampling, **options) -> Iterator[Completion]:
+def _vllm(checkpoint: Path, requests: Collection[Request], sampling: Sampling, **options) -> Iterator[Completion]:
     from jaxdistill.traces import vllm_engine
 
     return vllm_engine.generate(checkpoint, requests, sampling, **options)
 
 
-def _jax(checkpoint: Path, requests: list[Request], sampling: Sampling, **options) -> Iterator[Completion]:
+def _jax(checkpoint: Path, requests: Collection[Request], sampling: Sampling, **options) -> Iterator[Completion]:
     from jaxdistill.traces import jax_engine
 
     return jax_engine.generate(checkpoint, requests, sampling, **options)
 
 
-ENGINES: dict[str, Callable[..., Iterator[Completion]]] = {"vllm": _vllm, "jax": _jax}
+def _server(checkpoint: Path, requests: Collection[Request], sampling: Sampling, **options) -> Iterator[Completion]:
+    from jaxdistill.traces import server_engine
+
+    return server_engine.generate(checkpoint, requests, sampling, **options)
+
+
+ENGINES: dict[str, Callable[..., Iterator[Completion]]] = {"vllm": _vllm, "server": _server, "jax": _jax}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def generate(
     checkpoint: Path,
-    requests: list[Request],
+    requests: Collection[Request],
     sampling: Sampling,
     *,
     vllm: VLLMConfig,
@@ -28,6 +28,7 @@ def generate(
     from jaxdistill.generate import decode
     from jaxdistill.models import load_hf
 
+    requests = list(requests)
     model = load_hf(checkpoint, dtype="float32")
     ready()
     finished: Iterator[tuple[int, list[int], Literal["stop", "length"]]] = decode(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from jaxdistill.config import ProblemsConfig, RunConfig
 from jaxdistill.demo.task import make_problems
 from jaxdistill.progress import say
 from jaxdistill.records import Problem, RunDir, write_records
+from jaxdistill.traces import imports, tables
 
 HELDOUT = "heldout"
 """Folder below the problems' own, so that who reads the training problems never reads these."""
@@ -70,6 +70,11 @@ def _load(config: ProblemsConfig, exclude: set[str] | frozenset[str]) -> tuple[l
 # ---------------------------------------------------------------------------------------------------- sources
 
 
+def _path(config: ProblemsConfig) -> Path:
+    assert config.path is not None
+    return Path(config.path)
+
+
 def _demo(config: ProblemsConfig, spare: int) -> Iterator[Problem]:
     """Problems made on the fly: `count`, and `spare` more to replace those that turn out to be held out."""
     assert config.count is not None
@@ -82,9 +87,9 @@ def _demo(config: ProblemsConfig, spare: int) -> Iterator[Problem]:
 
 def _gsm8k(config: ProblemsConfig, spare: int) -> Iterator[Problem]:
     """GSM8K's own files (Cobbe et al. 2021, arXiv:2110.14168): reasoning, then `#### answer`."""
-    for path, line, row in _rows(config):
+    for path, line, row in tables.json_lines(_path(config)):
         where = f"{path}:{line}"
-        reasoning, mark, gold = _text(row, "answer", where).rpartition("####")
+        reasoning, mark, gold = tables.text(row, "answer", where).rpartition("####")
         if not mark or not gold.strip():
             raise ValueError(
                 f"{where}: no answer behind `####`; every line of GSM8K has one; other files want source: jsonl."
@@ -92,7 +97,7 @@ def _gsm8k(config: ProblemsConfig, spare: int) -> Iterator[Problem]:
         reasoning = re.sub(r"<<[^<>]*>>", "", reasoning).strip()  # calculator annotations, such as <<48/2=24>>
         yield Problem(
             id=f"gsm8k-{path.stem}:{line}",
-            prompt=_text(row, "question", where),
+            prompt=tables.text(row, "question", where),
             answer=gold.strip(),
             domain=config.domain,
             source=f"gsm8k/{path.name}:{line}",
@@ -102,71 +107,27 @@ def _gsm8k(config: ProblemsConfig, spare: int) -> Iterator[Problem]:
 
 def _jsonl(config: ProblemsConfig, spare: int) -> Iterator[Problem]:
     first_seen: dict[str, int] = {}
-    for path, line, row in _rows(config):
+    for path, line, row in tables.json_lines(_path(config)):
         where = f"{path}:{line}"
-        name = _text(row, config.id_field, where) if config.id_field else f"{path.stem}:{line}"
+        name = tables.text(row, config.id_field, where) if config.id_field else f"{path.stem}:{line}"
         if name in first_seen:
             raise ValueError(
                 f"{where}: id {name!r} is that of line {first_seen[name]} already; make them differ, or drop id_field."
             )
         first_seen[name] = line
-        answer = _field(row, config.answer_field, where)
+        answer = tables.field(row, config.answer_field, where)
         yield Problem(
             id=name,
-            prompt=_text(row, config.problem_field, where),
-            answer=None if answer is None else _text(row, config.answer_field, where),
+            prompt=tables.text(row, config.problem_field, where),
+            answer=None if answer is None else tables.text(row, config.answer_field, where),
             domain=config.domain,
             source=f"{path.name}:{line}",
         )
 
 
-SOURCES = {"demo": _demo, "gsm8k": _gsm8k, "jsonl": _jsonl}
+def _trace_set(config: ProblemsConfig, spare: int) -> Iterator[Problem]:
+    return imports.problems_of(config)
+
+
+SOURCES = {"demo": _demo, "gsm8k": _gsm8k, "jsonl": _jsonl} | dict.fromkeys(imports.FORMATS, _trace_set)
 """Each yields problems in order, given the section and how many of them may be held out."""
-
-
-# --------------------------------------------------------------------------------------------------- JSON lines
-
-
-def _rows(config: ProblemsConfig) -> Iterator[tuple[Path, int, dict[str, Any]]]:
-    """Every line that is not blank, with its number from 1."""
-    assert config.path is not None
-    path = Path(config.path).expanduser()
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield path, number, _parse(line, f"{path}:{number}")
-    except OSError as error:
-        raise ValueError(f"{path}: {str(error.strerror).lower()}; name a file of JSON lines in `path`.") from None
-
-
-def _parse(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode(), parse_float=str)  # a gold answer 0.10 keeps its last digit
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 at byte {error.start}; convert the file.") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}); each line must be one JSON object."
-        ) from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}.")
-    return row
-
-
-def _field(row: dict[str, Any], name: str, where: str) -> Any:
-    if name not in row:
-        raise ValueError(f"{where}: no field {name!r}; this line has {', '.join(sorted(row)) or 'none'}.")
-    return row[name]
-
-
-def _text(row: dict[str, Any], name: str, where: str) -> str:
-    """A field that must hold text; whole numbers are taken for their digits."""
-    value = _field(row, name, where)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: field {name!r} is {json.dumps(value)[:40]}; it must be text.")
-    if not value.strip():
-        raise ValueError(f"{where}: field {name!r} is empty; fill it, or take the line out.")
-    return value

@@ -1,12 +1,15 @@
 """The process that vLLM runs in. Stands alone: the standard library and vLLM, no jaxdistill.
 
-`vllm_engine` starts it by path (`python vllm_worker.py DESCRIPTOR`), possibly with another environment's interpreter.
-One JSON line on stdin says what to do, JSON lines on DESCRIPTOR tell what came out:
+`vllm_engine` starts it by path (`python vllm_worker.py OUT IN`), possibly with another environment's interpreter.
+One JSON line on stdin says what to do, JSON lines on IN are the requests, those on OUT tell what came of them:
 
-    in:   {"engine": EngineArgs, "sampling": {...}, "kv_cache_gib": 2, "in_flight": 512,
-           "prompts": [[token, ...], ...], "requests": [[id, index into prompts, seed], ...]}
-    out:  {"ready": seconds}, [id, output_ids, finish_reason, error] for each request, {"done": count};
-          {"failed": message} before an early end
+    stdin:  {"engine": EngineArgs, "sampling": {...}, "kv_cache_gib": 2, "in_flight": 512}
+    IN:     [id, prompt_ids, seed, response_ids] for each request; read when there is room for it
+    OUT:    {"ready": seconds}, [id, output_ids, finish_reason, error, logprobs] for each request, {"done": count};
+            {"failed": message} before an early end
+
+With `response_ids` nothing is drawn: they come back as output_ids, with their logprobs from one prefill.
+`logprobs` is null, or for each position [[token, logprob], ...]: the likeliest and the drawn one.
 
 stdin stays open as long as the parent lives, and its end is the signal to die. vLLM's log goes to stdout and stderr.
 """
@@ -25,12 +28,13 @@ PR_SET_PDEATHSIG = 1
 def main() -> None:
     sys.path.pop(0)  # this file's folder: its neighbours must not shadow modules of vLLM's environment
     die_with_parent()
-    out = int(sys.argv[1])
-    os.set_inheritable(out, False)
+    out, source = int(sys.argv[1]), int(sys.argv[2])
+    for descriptor in (out, source):
+        os.set_inheritable(descriptor, False)
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         sys.exit("the parent ended before it had said what to do")
-    watchdog = start_watchdog(out)
+    watchdog = start_watchdog(out, source)
 
     def tell(*messages) -> None:
         data = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
@@ -42,7 +46,8 @@ def main() -> None:
         sys.__excepthook__(kind, error, traceback)
 
     sys.excepthook = last_words
-    run(json.loads(line), tell)
+    with os.fdopen(source, "rb") as requests:
+        run(json.loads(line), map(json.loads, requests), tell)
     os.kill(watchdog, signal.SIGKILL)
     os.waitpid(watchdog, 0)
     sys.stdout.flush()
@@ -56,22 +61,25 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def start_watchdog(out: int) -> int:
+def start_watchdog(*descriptors: int) -> int:
     """Forks a process that waits for the end of stdin, then kills its process group: vLLM's own children too.
+
+    It closes `descriptors`, whose other ends must not take it for a reader or writer.
 
     A process, not a thread: a thread may wait for the interpreter's lock as long as a kernel runs.
     """
     pid = os.fork()
     if pid:
         return pid
-    os.close(out)
+    for descriptor in descriptors:
+        os.close(descriptor)
     while os.read(0, 4096):
         pass
     os.killpg(0, signal.SIGKILL)
     os._exit(1)  # not reached
 
 
-def run(job: dict, tell) -> None:
+def run(job: dict, requests, tell) -> None:
     start = time.monotonic()
     arguments = job["engine"]
     if is_cpu_build():
@@ -89,7 +97,7 @@ def run(job: dict, tell) -> None:
         ) from error
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     tell({"ready": time.monotonic() - start})
-    count = answer(engine, job, tell)
+    count = answer(engine, job, requests, tell)
     engine.engine_core.shutdown()
     tell({"done": count})
 
@@ -119,29 +127,36 @@ def cpu_arguments(max_model_len: int) -> dict:
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
 
 
-def answer(engine, job: dict, tell) -> int:
+def answer(engine, job: dict, requests, tell) -> int:
     """Feeds the requests to the engine, a bounded number at a time, and tells of each as it finishes."""
-    waiting = iter(job["requests"])
-    left, in_flight = len(job["requests"]), 0
-    while left:
+    in_flight, count, more = 0, 0, True
+    scored: dict = {}  # id -> response_ids, of what is not drawn
+    while more or in_flight:
         finished = []
-        while in_flight < job["in_flight"] and (request := next(waiting, None)):
-            identity, prompt, seed = request
+        while more and in_flight < job["in_flight"]:
+            request = next(requests, None)
+            if request is None:
+                more = False
+                break
+            identity, prompt_ids, seed, response_ids = request
+            count += 1
             try:
-                engine.add_request(
-                    identity, {"prompt_token_ids": job["prompts"][prompt]}, sampling_params(job["sampling"], seed)
-                )
+                params = sampling_params(job["sampling"], seed)
+                if response_ids:
+                    scored[identity] = response_ids
+                    prompt_ids, params = prompt_ids + response_ids, scoring_params(job["sampling"])
+                engine.add_request(identity, {"prompt_token_ids": prompt_ids}, params)
                 in_flight += 1
             except ValueError as error:
-                finished.append([identity, [], "error", " ".join(str(error).split())])
-                left -= 1
+                finished.append([identity, [], "error", " ".join(str(error).split()), None])
         if in_flight:
-            ended = [to_message(output) for output in engine.step() if output.finished]
+            ended = [
+                to_message(output, scored.pop(output.request_id, None)) for output in engine.step() if output.finished
+            ]
             in_flight -= len(ended)
-            left -= len(ended)
             finished += ended
         tell(*finished)
-    return len(job["requests"])
+    return count
 
 
 def sampling_params(sampling: dict, seed: int):
@@ -155,21 +170,40 @@ def sampling_params(sampling: dict, seed: int):
         max_tokens=sampling["max_tokens"],
         stop_token_ids=sampling["stop_ids"],
         seed=None if greedy else seed,
+        logprobs=sampling["logprobs"] or None,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
-def to_message(output) -> list:
+def scoring_params(sampling: dict):
+    """One prefill; the token that vLLM draws besides is not looked at."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        prompt_logprobs=sampling["logprobs"],
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def to_message(output, response_ids: list | None) -> list:
     sample = output.outputs[0]
     if sample.finish_reason in ("stop", "length"):
-        return [output.request_id, list(sample.token_ids), sample.finish_reason, None]
-    return [
-        output.request_id,
-        list(sample.token_ids),
-        "error",
-        f"vLLM ended it with finish_reason {sample.finish_reason}",
-    ]
+        if response_ids:
+            logprobs = rows_of(output.prompt_logprobs[-len(response_ids) :])
+            return [output.request_id, response_ids, "stop", None, logprobs]
+        logprobs = sample.logprobs and rows_of(sample.logprobs)
+        return [output.request_id, list(sample.token_ids), sample.finish_reason, None, logprobs or None]
+    error = f"vLLM ended it with finish_reason {sample.finish_reason}"
+    return [output.request_id, list(sample.token_ids), "error", error, None]
+
+
+def rows_of(positions) -> list:
+    return [[[token, found.logprob] for token, found in row.items()] for row in positions]
 
 
 if __name__ == "__main__":

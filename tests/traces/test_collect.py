@@ -7,7 +7,7 @@ import pytest
 from jaxdistill import config as configs
 from jaxdistill import hub, tokenization
 from jaxdistill.records import Problem, RunDir, Trace, read_records, write_records
-from jaxdistill.traces import collect, engines
+from jaxdistill.traces import collect, engines, output, work
 from jaxdistill.traces.engines import Completion
 from tests.traces.tiny import checkpoint  # noqa: F401  (a fixture)
 
@@ -98,7 +98,7 @@ def test_traces_come_in_the_order_of_work_and_tell_where_they_are_from(run, chec
     assert traces[2].revision == hub.revision_of(checkpoint)
     assert (traces[2].thinking, traces[2].content) == ("Ann=5", "The answer is \\boxed{5}.")
     assert traces[2].output_ids[-1] == tokenizer.eos_token_id
-    assert traces[2].seed == collect.sample_seed(0, "set:1/plain/0")
+    assert traces[2].seed == work.sample_seed(0, "set:1/plain/0")
     assert counts["samples"] == 8
     assert counts["finished"] == {"stop": 8}
     assert counts["output_tokens"] == sum(len(trace.output_ids) for trace in traces)
@@ -118,7 +118,7 @@ def test_resuming_asks_for_what_is_missing_and_ends_the_same(tmp_path, run, chec
     if done < 8:
         with pytest.raises(KeyboardInterrupt):
             collect.generate(config, again)
-        assert not (again.traces / collect.TRACES).exists()
+        assert not (again.traces / output.TRACES).exists()
         with open(again.traces / collect.JOURNAL, "ab") as journal:
             journal.write(b'{"id":"set:0/plain/0","outp')  # the kill came in the middle of a line
     else:
@@ -162,7 +162,7 @@ def test_vllm_is_held_to_its_own_limit(checkpoint):  # noqa: F811
     with pytest.raises(ValueError, match=r"a prompt of 20 tokens .* > 40"):
         engines.generate("vllm", checkpoint, [request], sampling, vllm=config.vllm, batch=1)
     assert list(engines.generate("vllm", checkpoint, [], sampling, vllm=config.vllm, batch=1)) == []
-    with pytest.raises(ValueError, match="engine 'llama' is not known; known are jax, vllm"):
+    with pytest.raises(ValueError, match="engine 'llama' is not known; known are jax, server, vllm"):
         engines.generate("llama", checkpoint, [request], sampling, vllm=config.vllm, batch=1)
 
 
@@ -193,7 +193,60 @@ def test_import_without_any_solution_is_refused(run):
 
 
 def test_seeds_are_stable_and_differ():
-    assert collect.sample_seed(0, "set:1/plain/0") == 654571170
-    seeds = {collect.sample_seed(seed, f"set:{n}/plain/0") for seed in range(2) for n in range(500)}
+    assert work.sample_seed(0, "set:1/plain/0") == 654571170
+    seeds = {work.sample_seed(seed, f"set:{n}/plain/0") for seed in range(2) for n in range(500)}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(tmp_path, run, checkpoint, monkeypatch):  # noqa: F811
+    """Neither what has been drawn nor what is to be drawn is held; a sample has about 10,000 bytes of ids here."""
+    import tracemalloc
+
+    def engine(folder, requests, sampling, **options):
+        for request in requests:
+            yield Completion(id=request.id, output_ids=[300 + request.seed % 99] * 300, finish_reason="stop")
+
+    monkeypatch.setitem(engines.ENGINES, "jax", engine)
+
+    def peak(samples):
+        there = RunDir(tmp_path / str(samples))
+        write_records(there.problems / "problems.parquet", Problem, list(read_records(run.problems, Problem)))
+        tracemalloc.start()
+        collect.generate(make_config(checkpoint, samples=samples), there)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    monkeypatch.setattr(output, "ROWS", 32)
+    peak(2)  # what is loaded once
+    few, many = peak(10), peak(60)
+    assert (many - few) / (4 * 50) < 500
+
+
+def test_a_missing_gold_answer_is_said_before_anything_is_drawn(run, checkpoint, engine, capsys):  # noqa: F811
+    fake = engine()
+    found = list(read_records(run.problems, Problem))
+    some = [dataclasses.replace(problem, answer=None if n < 2 else "5") for n, problem in enumerate(found)]
+    write_records(run.problems / "problems.parquet", Problem, some)
+    collect.generate(make_config(checkpoint), run)
+    assert "2 of 4 problems have no gold answer (the first is set:0)" in capsys.readouterr().out
+    fake.asked.clear()
+    write_records(run.problems / "problems.parquet", Problem, [dataclasses.replace(p, answer=" ") for p in found])
+    with pytest.raises(ValueError, match="none of 4 problems has a gold answer"):
+        collect.generate(make_config(checkpoint), run)
+    assert fake.asked == []
+
+
+def test_the_summary_tells_lengths_and_what_a_finished_trace_costs(run, checkpoint, monkeypatch):  # noqa: F811
+    def engine(folder, requests, sampling, **options):
+        for number, request in enumerate(requests):
+            cut = number % 4 == 0
+            ids = [5] * (32 if cut else 8)
+            yield Completion(id=request.id, output_ids=ids, finish_reason="length" if cut else "stop")
+
+    monkeypatch.setitem(engines.ENGINES, "jax", engine)
+    counts = collect.generate(make_config(checkpoint), run)
+    assert counts["output_length"] == {"mean": 14.0, "p10": 8, "p50": 8, "p90": 32, "max": 32}
+    assert counts["truncated_share"] == 0.25
+    assert counts["tokens_per_finished_trace"] == round((2 * 32 + 6 * 8) / 6, 1)

@@ -1,18 +1,22 @@
 """The engine `vllm`: real vLLM processes, as few as possible; and what is told when there can be none."""
 
 import contextlib
+import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxdistill import config as configs
+from jaxdistill import tokenization
 from jaxdistill.records import Problem, RunDir, Trace, read_records
-from jaxdistill.traces import collect, engines, vllm_engine
+from jaxdistill.traces import collect, engines, logprobs, vllm_engine
 from jaxdistill.traces.engines import Request, Sampling
 from jaxdistill.traces.problems import problems
 from tests.traces.tiny import assert_greedy, checkpoint, demo_requests  # noqa: F401  (a fixture among them)
@@ -135,7 +139,7 @@ def test_a_worker_that_dies_leaves_its_last_words(checkpoint, tmp_path):  # noqa
 
 def test_who_leaves_early_leaves_nothing_running(checkpoint, tmp_path):  # noqa: F811
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nsleep 600 &\necho '[\"a\", ['$$', 2], \"stop\", null]' > /dev/fd/$2\nwait\n")
+    python.write_text("#!/bin/sh\nsleep 600 &\necho '[\"a\", ['$$', 2], \"stop\", null, null]' > /dev/fd/$2\nwait\n")
     python.chmod(0o755)
     completions = one_request(checkpoint, tmp_path / "vllm.log", python=str(python))
     worker = next(completions).output_ids[0]
@@ -147,11 +151,123 @@ def test_who_leaves_early_leaves_nothing_running(checkpoint, tmp_path):  # noqa:
 # -------------------------------------------------------------------------------------------------------- real vLLM
 
 
+def assert_logprobs(folder, prompts, found, k):
+    """The stored logprobs are those of the JAX model in fp32, raw, on the very same tokens."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdistill.models import load_hf
+
+    model = load_hf(folder)
+    longest = max(len(prompts[each.id]) + len(each.output_ids) for each in found)
+    ids = np.zeros((len(found), longest), np.int32)
+    for row, each in enumerate(found):
+        whole = prompts[each.id] + each.output_ids
+        ids[row, : len(whole)] = whole
+    expected = np.asarray(jax.nn.log_softmax(model(jnp.asarray(ids)), axis=-1))
+    for row, each in enumerate(found):
+        stored, start = each.logprobs, len(prompts[each.id]) - 1
+        own = expected[row, start : start + len(each.output_ids)]  # position t predicts token t+1
+        assert stored.ids.shape == (len(each.output_ids), k)
+        np.testing.assert_allclose(stored.logprobs, np.take_along_axis(own, stored.ids, 1), atol=2e-3)
+        np.testing.assert_allclose(stored.logprobs, -np.sort(-own, axis=1)[:, :k], atol=2e-3)
+        drawn = own[np.arange(len(own)), each.output_ids]
+        np.testing.assert_allclose(stored.sampled, drawn, atol=2e-3)
+
+
 @pytest.mark.vllm
-def test_greedy_tokens_are_those_of_transformers(checkpoint):  # noqa: F811
+def test_greedy_tokens_are_those_of_transformers_and_logprobs_those_of_jax(checkpoint):  # noqa: F811
     requests, sampling = demo_requests(checkpoint, 24, temperature=0.0)
+    sampling = dataclasses.replace(sampling, logprobs=5)
     found = list(engines.generate("vllm", checkpoint, requests, sampling, vllm=configs.VLLMConfig(**VLLM), batch=1))
     assert_greedy(checkpoint, requests, sampling, found)
+    assert_logprobs(checkpoint, {request.id: request.prompt_ids for request in requests}, found, 5)
+
+
+@pytest.mark.vllm
+def test_imported_traces_are_scored_by_prefill_with_the_logprobs_of_jax(checkpoint, tmp_path):  # noqa: F811
+    """Eight demo problems' own solutions; a second call finds all of them in the journal and starts no vLLM."""
+    config = make_config(checkpoint, tmp_path, engine="import", logprobs=3)
+    config = dataclasses.replace(config, problems=dataclasses.replace(config.problems, count=8))
+    run = RunDir(tmp_path)
+    problems(config, run)
+    counts = collect.generate(config, run)
+    traces = {trace.id: trace for trace in read_records(run.traces, Trace)}
+    assert counts["finished"] == {"imported": 8}
+    tokenizer = tokenization.load_tokenizer(str(checkpoint))
+    for trace in traces.values():
+        assert trace.output_ids == tokenization.encode_response(tokenizer, trace.response)
+    stored = [
+        engines.Completion(id=name, output_ids=traces[name].output_ids, finish_reason="stop", logprobs=found)
+        for name, found in logprobs.read_logprobs(run.traces / logprobs.FOLDER)
+    ]
+    assert [each.id for each in stored] == list(traces)
+    assert_logprobs(checkpoint, {name: trace.prompt_ids for name, trace in traces.items()}, stored, 3)
+    elsewhere = dataclasses.replace(config.traces, vllm=configs.VLLMConfig(python="/nowhere/python"))
+    collect.generate(dataclasses.replace(config, traces=elsewhere), run)
+    assert {trace.id: trace for trace in read_records(run.traces, Trace)} == traces
+
+
+def pids_of(name):
+    """Ids of living processes by a word of their command line."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if name.encode() in line.read_bytes():
+                found.append(int(line.parent.name))
+    return found
+
+
+@pytest.mark.vllm
+def test_a_server_of_our_own_is_started_again_when_it_dies_and_gone_at_the_end(checkpoint, tmp_path):  # noqa: F811
+    """Also: sampled token ids and raw logprobs survive the way through HTTP."""
+    requests, sampling = demo_requests(checkpoint, 60, temperature=0.7)
+    sampling = dataclasses.replace(sampling, logprobs=4, top_p=0.9)
+    section = configs.ServerConfig(start=1, in_flight=8)
+    completions = engines.generate(
+        "server",
+        checkpoint,
+        requests,
+        sampling,
+        vllm=configs.VLLMConfig(**VLLM),
+        batch=1,
+        server=section,
+        log=tmp_path / "vllm.log",
+    )
+    found = [next(completions)]
+    servers = [pid for pid in pids_of("openai.api_server") if str(checkpoint) in command_of(pid)]
+    os.kill(min(servers), signal.SIGKILL)
+    found += list(completions)
+    assert {each.id: each.error for each in found} == {request.id: None for request in requests}
+    assert len(found) == len(requests)
+    assert_logprobs(checkpoint, {request.id: request.prompt_ids for request in requests}, found, 4)
+    assert wait_until(lambda: not any(str(checkpoint) in command_of(pid) for pid in pids_of("openai.api_server")))
+
+
+def command_of(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
+def test_a_server_that_never_comes_up_leaves_its_last_words(checkpoint, tmp_path):  # noqa: F811
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "(APIServer pid=7) ValueError: no such quantization"\nexit 3\n')
+    python.chmod(0o755)
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=4, stop_ids=[2])
+    with pytest.raises(ValueError, match=r"vllm-server-0\.log\): ValueError: no such quantization$"):
+        list(
+            engines.generate(
+                "server",
+                checkpoint,
+                [Request("a", [5, 6], 0)],
+                sampling,
+                vllm=configs.VLLMConfig(**VLLM, python=str(python)),
+                batch=1,
+                server=configs.ServerConfig(start=1),
+                log=tmp_path / "vllm.log",
+            )
+        )
 
 
 KILLED_RUN = """

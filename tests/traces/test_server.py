@@ -1,0 +1,384 @@
+"""The engine `server`: what goes over the wire, and that no server, however hostile, ends a run or spoils a trace."""
+
+import json
+import math
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxdistill import config as configs
+from jaxdistill.records import Problem, RunDir, Trace, read_records, write_records
+from jaxdistill.traces import collect, engines, logprobs, replies
+from jaxdistill.traces.engines import Request, Sampling
+from tests.traces.fake_server import FAULTS, FakeServer, answer, reply_to
+from tests.traces.tiny import checkpoint  # noqa: F401  (a fixture)
+
+SAMPLING = Sampling(temperature=1.0, top_p=0.9, max_tokens=40, stop_ids=[2, 7])
+QUICK = {"backoff_s": 0.01, "timeout_s": 1.0, "patience_s": 2.0, "in_flight": 4}
+
+
+def make_requests(count):
+    return [Request(f"p{n}/plain/0", [5, 6, n], 1000 + n) for n in range(count)]
+
+
+def ask(folder, requests, urls, sampling=SAMPLING, **options):
+    section = configs.ServerConfig(urls=tuple(urls), **QUICK | options)
+    return engines.generate("server", folder, requests, sampling, vllm=configs.VLLMConfig(), batch=1, server=section)
+
+
+def by_id(completions):
+    found = list(completions)
+    assert len({completion.id for completion in found}) == len(found)
+    return {completion.id: completion for completion in found}
+
+
+# ------------------------------------------------------------------------------------------------ the wire
+
+
+def test_tokens_go_in_and_come_out_and_every_request_is_asked_once(checkpoint):  # noqa: F811
+    requests = make_requests(50)
+    with FakeServer(delay=0.01) as server:
+        found = by_id(ask(checkpoint, requests, [server.url]))
+    assert {name: each.output_ids for name, each in found.items()} == {
+        request.id: answer(request.prompt_ids, request.seed, 2) for request in requests
+    }
+    assert all(each.text is None and each.error is None for each in found.values())
+    asked = sorted(server.asked, key=lambda body: body["seed"])
+    assert [body["prompt"] for body in asked] == [request.prompt_ids for request in requests]
+    assert asked[3] == {
+        "model": "fake",
+        "prompt": [5, 6, 3],
+        "seed": 1003,
+        "max_tokens": 40,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "stop_token_ids": [2, 7],
+        "return_token_ids": True,
+    }
+    assert server.most_at_once == 4
+
+
+def test_several_servers_share_the_work(checkpoint):  # noqa: F811
+    with FakeServer(delay=0.02) as one, FakeServer(delay=0.02) as other:
+        found = by_id(ask(checkpoint, make_requests(60), [one.url, other.url]))
+    assert len(found) == 60
+    assert len(one.asked) + len(other.asked) == 60
+    assert min(len(one.asked), len(other.asked)) > 20
+
+
+def test_greedy_needs_no_seed():
+    body = replies.make_body(
+        make_requests(1)[0], Sampling(temperature=0.0, top_p=0.5, max_tokens=4, stop_ids=[2]), "m", "completions"
+    )
+    assert "seed" not in body
+    assert body["top_p"] == 1.0
+
+
+def test_logprobs_are_sorted_and_the_drawn_token_has_its_own(checkpoint):  # noqa: F811
+    sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=40, stop_ids=[2], logprobs=3)
+    with FakeServer() as server:
+        found = by_id(ask(checkpoint, make_requests(2), [server.url], sampling))
+    one = found["p1/plain/0"]
+    assert one.logprobs is not None
+    assert one.logprobs.ids.tolist() == [[token, token + 1, token + 2] for token in one.output_ids]
+    assert one.logprobs.logprobs.tolist() == [[-1.0, -2.0, -3.0]] * len(one.output_ids)
+    assert one.logprobs.sampled.tolist() == [-1.0] * len(one.output_ids)
+
+
+def test_the_key_comes_from_the_environment_and_is_told_to_nobody(checkpoint, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("MY_KEY", "secret-123")
+    with FakeServer({1000: ("400", 9)}, key="secret-123") as server:
+        found = by_id(ask(checkpoint, make_requests(2), [server.url], api_key_env="MY_KEY"))
+        assert found["p1/plain/0"].error is None
+        monkeypatch.setenv("MY_KEY", "secret-124")
+        with pytest.raises(ValueError, match="HTTP 401: wrong key; put the key into the environment") as error:
+            list(ask(checkpoint, make_requests(2), [server.url], api_key_env="MY_KEY"))
+    assert "secret" not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------- a hostile server
+
+REASONS = {
+    "stall": "no answer within 0.3 s",
+    "close": "the connection was lost",
+    "cut": "the connection was lost",
+    "429": "HTTP 429: no, 429",
+    "500": "HTTP 500: no, 500",
+    "html": "not JSON: <html>Bad Gateway",
+    "broken": "not JSON",
+    "list": "no choices",
+    "no choice": "0 choices",
+    "two choices": "2 choices",
+    "wrong count": "token ids, but the server counted 1",
+    "too long": "999 token ids with max_tokens 40",
+    "no tokens": "an empty response",
+    "bad tokens": "no list of token ids",
+    "empty": "an empty response",
+    "other prompt": "another prompt",
+    "aborted": "finish_reason 'abort'",
+    "nan": "not a finite number",
+    "no logprobs": "logprobs that are missing",
+    "few logprobs": "logprobs that are missing",
+}
+
+
+def test_a_hostile_server_costs_only_the_requests_that_it_never_answers(checkpoint):  # noqa: F811
+    """Every fault twice: at one request for good, at another twice and then no more."""
+    requests = make_requests(80)
+    kinds = [*REASONS]
+    faults = {1000 + n: (kind, 999) for n, kind in enumerate(kinds)}
+    faults |= {1040 + n: (kind, 2) for n, kind in enumerate(kinds)}
+    sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=40, stop_ids=[2], logprobs=2)
+    with FakeServer(faults) as server:
+        found = by_id(ask(checkpoint, requests, [server.url], sampling, retries=3, timeout_s=0.3))
+    assert set(found) == {request.id for request in requests}
+    for n, kind in enumerate(kinds):
+        failed = found[f"p{n}/plain/0"]
+        assert (failed.finish_reason, failed.output_ids) == ("error", [])
+        assert REASONS[kind] in failed.error, kind
+        assert failed.error.endswith("(the last of 4 attempts)")
+    good = [each for each in found.values() if each.error is None]
+    assert len(good) == 80 - len(kinds)
+    assert all(
+        each.output_ids == answer([5, 6, int(each.id[1:].split("/")[0])], 1000 + int(each.id[1:].split("/")[0]), 2)
+        for each in good
+    )
+    assert set(REASONS) | {"400"} == set(FAULTS)
+
+
+def test_a_bad_request_is_not_repeated(checkpoint):  # noqa: F811
+    with FakeServer({1001: ("400", 999)}) as server:
+        found = by_id(ask(checkpoint, make_requests(3), [server.url]))
+    assert found["p1/plain/0"].error == "HTTP 400: no, 400"
+    assert len(server.asked) == 3
+
+
+def test_retry_after_is_heeded(checkpoint):  # noqa: F811
+    with FakeServer({1000: ("429", 1)}) as server:
+        begun = time.monotonic()
+        found = by_id(ask(checkpoint, make_requests(1), [server.url], backoff_s=30.0))
+    assert found["p0/plain/0"].error is None
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"choices": None}, "no choices"),
+        ({"choices": [{"finish_reason": "stop", "token_ids": [True]}]}, "no list of token ids"),
+        ({"choices": [{"finish_reason": "length", "token_ids": [5]}]}, "ended by length"),
+        ({"choices": [{"finish_reason": None, "token_ids": [5]}]}, "finish_reason None"),
+        ({"choices": [{"finish_reason": "stop", "text": 5}]}, "a text that is none"),
+    ],
+)
+def test_what_is_no_completion_is_said(change, reason):
+    with pytest.raises(replies.Failed, match=reason):
+        replies.read_completion(json.dumps(change).encode(), make_requests(1)[0], SAMPLING, "completions")
+
+
+def test_a_server_without_token_ids_gives_text():
+    reply = {"choices": [{"finish_reason": "stop", "text": "five"}], "usage": {"completion_tokens": 1}}
+    found = replies.read_completion(json.dumps(reply).encode(), make_requests(1)[0], SAMPLING, "completions")
+    assert (found.text, found.output_ids, found.output_tokens) == ("five", [], 1)
+
+
+def test_infinite_and_positive_logprobs_are_refused():
+    for value in (math.nan, math.inf, -math.inf, 0.5):
+        with pytest.raises(ValueError, match="not a finite number"):
+            logprobs.from_candidates([{5: value, 6: -1.0}], [5], 1)
+
+
+# ---------------------------------------------------------------------------------- servers that are not there
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_no_server_at_all_ends_the_run_with_a_reason(checkpoint):  # noqa: F811
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    with pytest.raises(ValueError, match=r"no server could be reached for 0\.6 s \(http"):
+        list(ask(checkpoint, make_requests(2), [url], patience_s=0.6))
+
+
+def test_one_server_is_enough_while_another_is_not_there(checkpoint):  # noqa: F811
+    with FakeServer() as server:
+        urls = [f"http://127.0.0.1:{free_port()}/v1", server.url]
+        assert len(by_id(ask(checkpoint, make_requests(20), urls))) == 20
+
+
+def test_another_service_or_model_is_named(checkpoint):  # noqa: F811
+    with FakeServer(models=("a", "b")) as server:
+        with pytest.raises(ValueError, match=r"serves several models \(a, b\); name one"):
+            list(ask(checkpoint, make_requests(2), [server.url]))
+        with pytest.raises(ValueError, match=r"serves no model 'c' \(a, b\)"):
+            list(ask(checkpoint, make_requests(2), [server.url], model="c"))
+        assert len(by_id(ask(checkpoint, make_requests(2), [server.url], model="b"))) == 2
+        with pytest.raises(ValueError, match="HTTP 404"):
+            list(ask(checkpoint, make_requests(2), [server.url.replace("/v1", "/x/v1")]))
+
+
+def test_a_prompt_beyond_the_servers_context_is_told_before_anything_is_asked(tmp_path):
+    long = Request("p0/plain/0", list(range(230)), 0)
+    with FakeServer() as server, pytest.raises(ValueError, match=r"230 tokens \+ max_tokens=40 > 256"):
+        list(ask(tmp_path, [long], [server.url]))
+    assert server.asked == []
+
+
+def test_a_server_that_dies_and_comes_back_costs_no_request(checkpoint):  # noqa: F811
+    """A process is killed in the middle of its answers, and started again a second later, on the same port."""
+    port = free_port()
+    command = [sys.executable, Path(__file__).with_name("fake_server.py"), str(port), "0.05"]
+    processes = [subprocess.Popen(command)]
+    found, killer = [], None
+
+    def kill_and_start():
+        processes[0].kill()
+        time.sleep(1)
+        processes.append(subprocess.Popen(command))
+
+    try:
+        for completion in ask(checkpoint, make_requests(100), [f"http://127.0.0.1:{port}/v1"], patience_s=20):
+            found.append(completion)
+            if len(found) == 30:
+                killer = threading.Thread(target=kill_and_start)
+                killer.start()
+                time.sleep(0.1)
+    finally:
+        if killer:
+            killer.join()
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert len(by_id(found)) == 100
+    assert [each.error for each in found if each.error] == []
+
+
+# --------------------------------------------------------------------------------------------------- a whole stage
+
+
+def make_config(folder, url, **traces):
+    return configs.build(
+        {
+            "name": "test",
+            "run_dir": "unused",
+            "problems": {"source": "demo", "count": 4},
+            "traces": {
+                "engine": "server",
+                "teacher": str(folder),
+                "samples": 2,
+                "max_tokens": 40,
+                "server": {"urls": [url], **QUICK},
+                **traces,
+            },
+            "data": {"row_tokens": 64},
+            "student": {"init": "demo"},
+            "train": {"batch_rows": 1, "steps": 1, "optimizer": {"learning_rate": 0.1}},
+        }
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "run")
+    problems = [
+        Problem(id=f"set:{n}", prompt=f"Ann has {n} pens.", answer=str(n), domain="math", source=f"set:{n}")
+        for n in range(6)
+    ]
+    write_records(run.problems / "problems.parquet", Problem, problems)
+    return run
+
+
+def test_a_stage_with_logprobs_and_two_styles(run, checkpoint):  # noqa: F811
+    with FakeServer() as server:
+        config = make_config(checkpoint, server.url, logprobs=2, styles=["plain", "cot"])
+        counts = collect.generate(config, run)
+    traces = list(read_records(run.traces, Trace))
+    assert [trace.id for trace in traces] == [
+        f"set:{n}/{style}/{sample}" for n in range(6) for style in ("plain", "cot") for sample in range(2)
+    ]
+    assert counts["samples"] == 24
+    for trace in traces:
+        assert trace.output_ids == answer(trace.prompt_ids, trace.seed, 2)
+    assert len(traces[2].prompt_ids) > len(traces[0].prompt_ids)
+    stored = list(logprobs.read_logprobs(run.traces / logprobs.FOLDER))
+    assert [name for name, _ in stored] == [trace.id for trace in traces]
+    assert [found.ids[:, 0].tolist() for _, found in stored] == [trace.output_ids for trace in traces]
+
+
+def test_failures_are_recorded_and_drawn_again_on_request(run, checkpoint):  # noqa: F811
+    with FakeServer() as server:
+        config = make_config(checkpoint, server.url)
+        seed = collect.WorkList(config.traces, list(read_records(run.problems, Problem)), None).request(5).seed
+        server.faults = {seed: ("500", 999)}
+        config = make_config(checkpoint, server.url, server={"urls": [server.url], **QUICK, "retries": 1})
+        counts = collect.generate(config, run)
+        assert counts["finished"] == {"error": 1, "stop": 11}
+        failed = next(trace for trace in read_records(run.traces, Trace) if trace.finish_reason == "error")
+        assert (failed.id, failed.error) == ("set:2/plain/1", "HTTP 500: no, 500 (the last of 2 attempts)")
+        server.faults = {}
+        assert collect.generate(config, run)["finished"] == {"error": 1, "stop": 11}
+        again = make_config(checkpoint, server.url, retry_failed=True)
+        counts = collect.generate(again, run)
+        assert (counts["finished"], counts["resumed"]) == ({"stop": 12}, 11)
+        assert collect.generate(config, run)["finished"] == {"stop": 12}
+
+
+def test_a_chat_server_needs_no_checkpoint_here(run):
+    with FakeServer() as server:
+        section = {"urls": [server.url], **QUICK, "api": "chat"}
+        config = make_config("deepseek-reasoner", server.url, server=section, system="Be brief.", styles=["cot"])
+        counts = collect.generate(config, run)
+    assert counts["finished"] == {"stop": 12}
+    assert server.asked[0]["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Ann has 0 pens.\n\nLet's think step by step."},
+    ]
+    trace = next(iter(read_records(run.traces, Trace)))
+    assert trace.thinking == "Thinking of Ann has 0 pens.\n\nLet's think step by step."
+    assert trace.content == "It is \\boxed{1}."
+    assert (trace.teacher, trace.output_ids) == ("deepseek-reasoner", [])
+
+
+CTRL_C = """
+import sys
+from pathlib import Path
+from jaxdistill.records import RunDir
+from jaxdistill.traces import collect
+from tests.traces.test_server import make_config
+try:
+    collect.generate(make_config(sys.argv[1], sys.argv[2], samples=500), RunDir(Path(sys.argv[3])))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_ends_it_at_once_and_keeps_what_is_done(run, checkpoint):  # noqa: F811
+    journal = run.traces / collect.JOURNAL
+    with FakeServer(delay=0.02) as server:
+        command = [sys.executable, "-c", CTRL_C, checkpoint, server.url, run.root]
+        with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 60
+            while not (journal.exists() and journal.read_bytes().count(b"\n") > 20) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            begun = time.monotonic()
+            assert process.wait(20) == 130
+            assert time.monotonic() - begun < 5
+    assert journal.read_bytes().endswith(b"\n")
+
+
+def test_the_fake_server_is_like_vllms():
+    """Guards the fake against drifting from what the reader wants: its plain reply is read without complaint."""
+    request = make_requests(1)[0]
+    body = replies.make_body(request, SAMPLING, "fake", "completions")
+    found = replies.read_completion(json.dumps(reply_to(body)).encode(), request, SAMPLING, "completions")
+    assert found.output_ids == answer(request.prompt_ids, request.seed, 2)
