@@ -67,7 +67,7 @@ def render_chats(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, 
         roles = ", ".join(dict.fromkeys(message["role"] for chat in chats for message in chat))
         raise ValueError(
             f"{tokenizer.name_or_path}: the chat template fails on messages of {roles} ({error}); "
-            "use a style without a system prompt, or a teacher whose template takes one."
+            "leave the system prompt out (data.system; traces: a style without one), or use a model that takes it."
         ) from None
     return [str(text) for text in texts]
 
