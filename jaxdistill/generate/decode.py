@@ -149,7 +149,8 @@ def _lanes(model: Decoder, batch: int) -> int:
     """Batches that are decoded side by side: one, but on a CPU, whose small matrix products keep one core busy each."""
     if model.mesh is not None or platform_of(None) != "cpu":
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), batch // LANE_ROWS))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, batch // LANE_ROWS))
 
 
 def bucket(tokens: int, least: int) -> int:

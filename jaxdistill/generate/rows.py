@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -124,6 +125,7 @@ class Engine:
         self.model, self.sampler = model, sampler
         self.graph, state = nnx.split(model)
         self.weights = Weights(state, *_lay_out(self.graph, state))
+        self.compiling, self.compiled = threading.Lock(), set[tuple[int, int]]()
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, rows: int, width: int) -> Prefilled:
         """Runs up to `rows` prompts of up to `width` tokens; what is computed has that very shape, always."""
@@ -170,6 +172,15 @@ class Rows:
           (tokens [B, 1 + R]: the last one from before, then the new ones; how many each row has drawn in all [B];
           whether it is done [B]).
         """
+        shape = (self.size, self.slots)
+        if shape in self.engine.compiled:
+            return self._run()
+        with self.engine.compiling:  # or two threads would compile the same
+            news = self._run()
+            self.engine.compiled.add(shape)
+            return news
+
+    def _run(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         e = self.engine
         self._cache, self._state, news = _chunk(
             e.graph, e.sampler.kind, e.weights, self._cache, self._state, e.sampler.numbers
