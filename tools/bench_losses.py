@@ -2,7 +2,7 @@
 
     python tools/bench_losses.py                            8,192 tokens, width 896, 151,936 columns; needs 24 GB
     python tools/bench_losses.py --tokens 2048 --repeat 1   a shorter look
-    python tools/bench_losses.py --peers PYTHON             an interpreter that has tokamax, trl and liger-kernel as well
+    python tools/bench_losses.py --peers PYTHON             an interpreter with tokamax, trl and liger-kernel, too
     python tools/bench_losses.py --losses ce --dtypes float32 --chunk 256
     python tools/bench_losses.py --small                    tiny, to see that the tool runs; its ratios mean nothing
 

@@ -5,8 +5,8 @@ Dimension key: C tokens, W columns of the vocabulary (those that this device hol
 Every function takes the log-probabilities of teacher and student, fp32 [C, W], and `total`, which sums [C, W] over the
 whole vocabulary. It returns (terms, slopes), both [C, W]: the divergence of a token is the total of its terms, in nats,
 and slope = d divergence / d student log-probability, from which the gradient by the student's logits follows as
-slope - p * total(slope), p being the student's probabilities (a multiple of p in the slope changes nothing, and is left
-out). With identical inputs the terms are exactly 0 everywhere.
+slope - p * total(slope), p being the student's probabilities. A multiple of p in the slope changes nothing; it is
+chosen so that with identical inputs slopes, like terms, are exactly 0 everywhere.
 
 Directions: forward KL is KL(teacher || student), reverse KL is KL(student || teacher).
 """
@@ -26,7 +26,7 @@ Terms = tuple[jax.Array, jax.Array]
 def forward_kl(teacher: jax.Array, student: jax.Array, total: Total, _: float) -> Terms:
     """KL(teacher || student): the student covers what the teacher does. Hinton et al. 2015, arXiv:1503.02531."""
     q = jnp.exp(teacher)
-    return q * (teacher - student), -q
+    return q * (teacher - student), jnp.exp(student) - q
 
 
 def reverse_kl(teacher: jax.Array, student: jax.Array, total: Total, _: float) -> Terms:
@@ -60,7 +60,7 @@ def skew_kl(teacher: jax.Array, student: jax.Array, total: Total, alpha: float) 
     Source: DistiLLM, Ko et al. 2024, arXiv:2402.03898, section 3.1.
     """
     mixed = _log_mixture(student - teacher, 1 - alpha)  # log(m / teacher)
-    return -jnp.exp(teacher) * mixed, -(1 - alpha) * jnp.exp(student - mixed)
+    return -jnp.exp(teacher) * mixed, (1 - alpha) * (jnp.exp(student) - jnp.exp(student - mixed))
 
 
 def skew_reverse_kl(teacher: jax.Array, student: jax.Array, total: Total, alpha: float) -> Terms:
@@ -71,7 +71,7 @@ def skew_reverse_kl(teacher: jax.Array, student: jax.Array, total: Total, alpha:
     gap = student - teacher
     excess = gap - _log_mixture(gap, alpha)  # log(student / m)
     p = jnp.exp(student)
-    return p * excess, p * (excess - alpha * jnp.exp(excess))
+    return p * excess, p * (excess - alpha * jnp.expm1(excess))
 
 
 def adaptive_kl(teacher: jax.Array, student: jax.Array, total: Total, mu: float) -> Terms:
@@ -112,7 +112,7 @@ def _head(q: jax.Array, total: Total, mu: float) -> jax.Array:
     low = jnp.zeros(q.shape[:1], jnp.int32)
     high = jnp.full(q.shape[:1], 0x40000000, jnp.int32)  # 2.0: nothing lies above
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = low + (high - low) // 2
         enough = total(jnp.where(bits > middle[:, None], q, 0.0)) < mu

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,12 @@ Inputs = dict[str, jax.Array]
 Head = tuple[jax.Array, jax.Array]
 """(hidden states [..., E], projection [V, E])"""
 
-CHUNK_BYTES = {"cpu": 320 << 20, "gpu": 512 << 20, "tpu": 512 << 20}
+CHUNK_BYTES = {"cpu": 160 << 20, "gpu": 512 << 20, "tpu": 512 << 20}
 """fp32 logits of one chunk, by backend. Measured on a CPU alone (tools/bench_losses.py): larger chunks add to the
 projection's gradient less often, smaller ones save memory. GPU and TPU: unmeasured."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What is computed of one chunk. Instances are hashable: they are static to the compiler."""
 
@@ -94,7 +95,7 @@ def _backward(plan: Plan, saved: Head, cotangents: Sums) -> tuple[Any, ...]:
 sweep.defvjp(_forward, _backward)
 
 
-def _run(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, gradients: bool) -> tuple[Sums, Head]:
+def _run(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, gradients: bool) -> tuple[Sums, Any]:
     """(totals, gradients in the student's shapes and dtypes), by one device or by every device of a mesh."""
     if plan.layout is None:
         return _run_local(plan, student, teacher, inputs, gradients)
