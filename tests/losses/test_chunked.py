@@ -78,7 +78,7 @@ def test_is_the_whole_logits_loss_of_packed_rows():
         total, count, hits = cross_entropy(hidden @ projection.T, targets, weights)
         return total, (count, hits)
 
-    (total, (count, hits)), want = jax.value_and_grad(whole, argnums=(0, 1), has_aux=True)(hidden, projection)
+    (total, (count, hits)), want = jax.jit(jax.value_and_grad(whole, argnums=(0, 1), has_aux=True))(hidden, projection)
     (ours, (our_count, metrics)), found = differentiated()(hidden, projection, targets, weights)
     np.testing.assert_allclose(ours, total, rtol=1e-6)
     assert (our_count, metrics["hits"]) == (count, hits)
@@ -103,7 +103,7 @@ def test_masked_rows_change_nothing_even_as_nan():
     assert (np.asarray(dirty[1][0])[weights == 0] == 0).all()
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 11, 64, None])
+@pytest.mark.parametrize("chunk", [1, 3, None])
 def test_many_chunks_are_as_one(chunk):
     hidden, projection, targets, rng = case(2)
     weights = rng.choice([0.0, 1.0], N).astype(np.float32)
