@@ -261,13 +261,18 @@ def _add_outer(gradient: jax.Array, slopes: jax.Array, tokens: jax.Array, dtype:
     """gradient [W, E] + slopes [C, W]^T tokens [C, E]."""
 
     def in_blocks(gradient: jax.Array, slopes: jax.Array, tokens: jax.Array) -> jax.Array:
-        # a CPU's product is written before it is added: in blocks, that needs no second array of the projection's size.
-        # It contracts over tokens faster in fp32 than in bf16
-        for start in range(0, gradient.shape[0], BLOCK):
-            block = slice(start, start + BLOCK)
-            more = _product(slopes[:, block], tokens, ((0,), (0,)), jnp.float32)
-            gradient = gradient.at[block].add(more)
-        return gradient
+        # a CPU's product is written before it is added: in blocks, that needs no second array of the projection's size,
+        # and in a loop, it cannot form all blocks before adding the first. It contracts over tokens faster in fp32
+        def add(gradient: jax.Array, start: Any, size: int) -> jax.Array:
+            part = jax.lax.dynamic_slice_in_dim(slopes, start, size, 1)
+            more = _product(part, tokens, ((0,), (0,)), jnp.float32)
+            old = jax.lax.dynamic_slice_in_dim(gradient, start, size, 0)
+            return jax.lax.dynamic_update_slice_in_dim(gradient, old + more, start, 0)
+
+        blocks, rest = divmod(gradient.shape[0], BLOCK)
+        if blocks:
+            gradient = jax.lax.fori_loop(0, blocks, lambda at, g: add(g, at * BLOCK, BLOCK), gradient)
+        return add(gradient, blocks * BLOCK, rest) if rest else gradient
 
     def at_once(gradient: jax.Array, slopes: jax.Array, tokens: jax.Array) -> jax.Array:
         return gradient + _product(slopes, tokens, ((0,), (0,)), dtype)

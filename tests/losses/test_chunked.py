@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.losses import chunked_cross_entropy, cross_entropy
+from jaxdistill.losses import sweep as sweeping
 from jaxdistill.losses.sweep import Plan, sweep
 
 from . import reference
@@ -207,3 +208,13 @@ def test_bad_arguments_are_named(options, match):
         chunked_cross_entropy(
             jnp.asarray(hidden), jnp.asarray(projection), jnp.asarray(targets), jnp.ones(N), **options
         )
+
+
+@pytest.mark.parametrize("block", [1, 16, 37])
+def test_blocks_that_do_not_divide_the_vocabulary(block, monkeypatch):
+    hidden, projection, targets, _ = case(6)
+    weights = np.ones(N, np.float32)
+    want = differentiated()(hidden, projection, targets, weights)
+    monkeypatch.setattr(sweeping, "BLOCK", block)
+    found = differentiated.__wrapped__()(hidden, projection, targets, weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, want)
