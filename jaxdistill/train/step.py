@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill.losses import cross_entropy, shift
+from jaxdistill.losses import Layout, chunked_cross_entropy, shift
 from jaxdistill.models import (
     Decoder,
     Lora,
@@ -45,9 +45,18 @@ def loss_sums(
     """
     weights_BT = region_weights[batch["regions"].astype(jnp.int32)]
     targets_BT, weights_BT = shift(batch["tokens"], weights_BT, batch["segment_ids"])
-    logits_BTV = model(batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key)
-    total, count, hits = cross_entropy(logits_BTV, targets_BT, weights_BT)
-    return total, {"count": count, "hits": hits}
+    hidden_BTE = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key)
+    # the logits of a whole batch never exist, and prompts cost nothing in the vocabulary
+    total, count, found = chunked_cross_entropy(
+        hidden_BTE,
+        model.projection(),
+        targets_BT,
+        weights_BT,
+        softcap=model.config.final_softcap,
+        dtype=model.dtype,
+        layout=Layout(model.mesh) if model.mesh is not None and model.mesh.size > 1 else None,
+    )
+    return total, {"count": count, "hits": found["hits"]}
 
 
 def gradients(
