@@ -4,7 +4,7 @@
 names the nearest known one; every section checks its own values, so a stage never sees a config that cannot work.
 """
 
-from jaxdistill.config.loading import build, effective, fingerprint, load, to_dict, with_baseline
+from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
 from jaxdistill.config.sections import (
     ArchitectureConfig,
     DataConfig,
@@ -13,10 +13,12 @@ from jaxdistill.config.sections import (
     MeshConfig,
     OptimizerConfig,
     ProblemsConfig,
+    ProfileConfig,
     RunConfig,
     StudentConfig,
     TracesConfig,
     TrainConfig,
+    TrainEvaluateConfig,
     VerifyConfig,
     VLLMConfig,
 )
@@ -29,13 +31,16 @@ __all__ = [
     "MeshConfig",
     "OptimizerConfig",
     "ProblemsConfig",
+    "ProfileConfig",
     "RunConfig",
     "StudentConfig",
     "TracesConfig",
     "TrainConfig",
+    "TrainEvaluateConfig",
     "VLLMConfig",
     "VerifyConfig",
     "build",
+    "differences",
     "effective",
     "fingerprint",
     "load",

@@ -55,14 +55,18 @@ class Batches:
         self.row_tokens = len(decode_row(source[0])["tokens"])
         self._source = source
         # an endless list: epoch after epoch, each in its own order
-        self._order = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map(decode_row)
+        self._order = grain.MapDataset.source(np.arange(self.rows)).seed(seed).shuffle().repeat()
 
     def stored_row(self, row: int) -> Row:
         """Row `row` as it lies on disk, whatever the order of training."""
         return decode_row(self._source[row])
 
+    def row_numbers(self, step: int, rows: slice = slice(None)) -> list[int]:
+        """Which stored rows batch `step` has, or some of its rows."""
+        first = step * self.batch_rows
+        return [int(self._order[first + i]) for i in range(*rows.indices(self.batch_rows))]
+
     def rows_of(self, step: int, rows: slice = slice(None)) -> Row:
         """The arrays [rows, T] of batch `step`, or of some of its rows (what one host needs)."""
-        first = step * self.batch_rows
-        wanted = [self._order[first + i] for i in range(*rows.indices(self.batch_rows))]
+        wanted = [self.stored_row(row) for row in self.row_numbers(step, rows)]
         return {name: np.stack([row[name] for row in wanted]) for name in FIELDS}

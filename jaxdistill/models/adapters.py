@@ -118,9 +118,7 @@ def read_adapter(folder: Path, config: ModelConfig, lora: Lora) -> dict[str, Any
         found[entry.path[-1]] = jnp.asarray(np.stack(layers).swapaxes(1, 2))
     extra = sorted(set(tensors) - expected)
     if extra:
-        raise ValueError(
-            f"{folder / WEIGHTS}: tensor {extra[0]} has no place in an adapter of {config.model_type}."
-        )
+        raise ValueError(f"{folder / WEIGHTS}: tensor {extra[0]} has no place in an adapter of {config.model_type}.")
     return found
 
 
