@@ -146,9 +146,7 @@ class _Loop:
             )
         if values["skipped_in_row"] >= self.t.max_skipped:
             self.checkpoints.settle()
-            raise ValueError(
-                f"{what}; it is the {self.t.max_skipped}th bad step in a row (train.max_skipped); {where}."
-            )
+            raise ValueError(f"{what}; it is bad step {self.t.max_skipped} in a row (train.max_skipped); {where}.")
         progress.say(f"  WARNING: {what}: skipped; {where}")
 
     def _evaluate(self, done: int, state: Any, frozen: Any) -> float | None:

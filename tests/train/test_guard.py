@@ -113,7 +113,7 @@ DIVERGES = {"name": "adamw", "learning_rate": 1e12, "schedule": "constant", "war
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run whose second step gives no finite loss, for the first was a jump to nowhere."""
+    """A run whose second step gives no finite gradient, for the first was a jump to nowhere."""
     root = tmp_path_factory.mktemp("diverges")
     prepared_run(root, train=TINY["train"] | {"optimizer": DIVERGES, "steps": 8, "tensorboard": False})
     return root
@@ -122,10 +122,10 @@ def folder(tmp_path_factory):
 def test_a_bad_step_stops_the_run_and_its_batch_is_written_down(folder, capsys):
     assert cli.main(["train", str(folder / "config.yaml")]) == 1
     error = capsys.readouterr().err
-    assert "step 2: loss nan" in error and "train.on_bad_step: skip" in error
+    assert "step 2: loss" in error and "gradient norm nan (not finite)" in error and "train.on_bad_step: skip" in error
     lines = (folder / "run" / "checkpoints" / "bad_steps.jsonl").read_text().splitlines()
     line = json.loads(lines[-1])
-    assert (line["step"], line["reason"], line["action"], line["loss"]) == (2, "not finite", "stop", "nan")
+    assert (line["step"], line["reason"], line["action"], line["gradient_norm"]) == (2, "not finite", "stop", "nan")
     assert len(line["rows"]) == 8 and all(0 <= row < 40 for row in line["rows"])
 
 

@@ -20,12 +20,12 @@ from tests.train.test_resume import numbers, wait_for_step
 BOUND_S = 60
 """Within which the others must have ended after one process died (heartbeats of 10 s, on a busy machine)."""
 TRAIN = TINY["train"] | {
-    "steps": 400,
+    "steps": 100,
     "checkpoint_every": 100,
     "log_every": 1,
     "compute_dtype": "float32",
     "optimizer": {"name": "adamw", "learning_rate": 1e-4},
-    "evaluate": {"every": 200, "rows": 4, "problems": 2, "max_tokens": 4},
+    "evaluate": {"every": 50, "rows": 4, "problems": 2, "max_tokens": 4},
 }
 
 
@@ -80,7 +80,7 @@ def test_four_processes_stop_together_and_one_goes_on(alone, tmp_path):
     assert numbers(tmp_path)[-1][0] == saved
     ((code, output),) = ends(start(tmp_path, 1, 2))
     assert code == 0, output
-    assert f"going on from the checkpoint at step {saved:,} of 400" in output
+    assert f"going on from the checkpoint at step {saved:,} of 100" in output
     got, want = np.array(numbers(tmp_path)), np.array(numbers(alone))
     np.testing.assert_array_equal(got[:, [0, 3, 4, 5]], want[:, [0, 3, 4, 5]])
     np.testing.assert_allclose(got[:, 1], want[:, 1], rtol=1e-4)
@@ -98,7 +98,7 @@ def test_two_processes_train_and_evaluate_as_one_and_write_once(alone, tmp_path)
         [json.loads(line) for line in (f / "run" / "checkpoints" / "evaluations.jsonl").read_text().splitlines()]
         for f in (alone, tmp_path)
     )
-    assert [line["step"] for line in ours] == [200, 400]
+    assert [line["step"] for line in ours] == [50, 100]
     for a, b in zip(theirs, ours, strict=True):
         assert b == pytest.approx(a, rel=1e-3)
     again = ends(start(tmp_path, 2, 2))
