@@ -251,17 +251,19 @@ def checksums(arrays: dict[str, jax.Array]) -> dict[str, list[Any]]:
 
 @jax.jit
 def _bit_sums(arrays: list[jax.Array]) -> jax.Array:
-    """Sum of bits * (2 * index + 1) modulo 2**32: a flipped bit changes it, and so do parts that changed places."""
+    """Sum of bits, times 2 * index + 1 along every axis, modulo 2**32.
+
+    Odd factors let no flipped bit vanish, and parts that changed places give another sum. First axes go first: CPUs add
+    up whole rows 15 times faster than they sum along a row.
+    """
 
     def one(x: jax.Array) -> jax.Array:
         unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-        stride, weights = 1, jnp.ones(x.shape, jnp.uint32)
-        for axis in reversed(range(x.ndim)):
-            index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-            weights += index * jnp.uint32(2 * stride % (1 << 32))
-            stride *= x.shape[axis]
-        return jnp.sum(bits * weights, dtype=jnp.uint32)
+        sums = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        while sums.ndim:
+            factors = 2 * jnp.arange(sums.shape[0], dtype=jnp.uint32) + 1
+            sums = jnp.sum(sums * factors.reshape(-1, *[1] * (sums.ndim - 1)), axis=0, dtype=jnp.uint32)
+        return sums
 
     return jnp.stack([one(x) for x in arrays])
 
