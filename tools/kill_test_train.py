@@ -2,8 +2,9 @@
 
     python tools/kill_test_train.py [CONFIG] [--set KEY=VALUE ...] [--kills 20] [--folder FOLDER] [--seed 0]
 
-Everything before `train` is done once, if it has not been. The moments are uniform over the time that an undisturbed
-training takes, start and compilation included, so that some fall into a save. At the end parameters, optimizer state,
+Everything before `train` is done once, if it has not been. Every other moment is uniform over the time that an
+undisturbed training takes, start and compilation included; the others come after the first new line of the log, uniform
+over the time of so many steps, so that some fall into a save. At the end parameters, optimizer state,
 guard and step are compared bit for bit, and the log's numbers without its times. Exit code 0 exactly if all are equal.
 """
 
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.config import load
-from jaxdistill.records import RunDir
+from jaxdistill.records import RunDir, read_manifest
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("seconds", "tokens_per_second", "mfu", "data_wait_share", "host_memory_gib", "device_memory_gib")
@@ -35,6 +36,17 @@ def start(command: str, config: Path, run_dir: Path, overrides: list[str], log: 
         call += ["--set", override]
     with open(log, "ab") as out:
         return subprocess.Popen(call, stdout=out, stderr=out)
+
+
+def wait_for_line(process: subprocess.Popen, run: RunDir) -> None:
+    """Returns once the process has written a line of the log, or has ended."""
+    path = run.checkpoints / "metrics.jsonl"
+    # a process that goes on first drops lines, then it adds some
+    size = least = path.stat().st_size if path.exists() else 0
+    while process.poll() is None and size <= least:
+        time.sleep(0.01)
+        size = path.stat().st_size if path.exists() else 0
+        least = min(least, size)
 
 
 def last_step(run: RunDir) -> int | None:
@@ -105,9 +117,15 @@ def main() -> int:
     takes = time.monotonic() - begun
     print(f"undisturbed: {takes:.0f} s", flush=True)
     rng, run = random.Random(arguments.seed), RunDir(disturbed)
+    manifest = read_manifest(undisturbed / "checkpoints")
+    assert manifest is not None
+    share = 3 * manifest["counts"]["seconds"] / arguments.kills  # all kills together get through the training once
     for kill in range(1, arguments.kills + 1):
+        begun = time.monotonic()
         process = go("train", disturbed)
-        wait = rng.uniform(0, takes)
+        if kill % 2:
+            wait_for_line(process, run)
+        wait = rng.uniform(0, share if kill % 2 else takes)
         try:
             process.wait(wait)
             what = "it had ended"
@@ -116,7 +134,7 @@ def main() -> int:
             process.wait()
             saving = any(run.checkpoints.glob("*.orbax-checkpoint-tmp"))
             what = f"newest checkpoint {last_step(run)}{', within a save' if saving else ''}"
-        print(f"kill -9 number {kill} after {wait:.1f} s: {what}", flush=True)
+        print(f"kill -9 number {kill} after {time.monotonic() - begun:.1f} s: {what}", flush=True)
         if what == "it had ended":
             # the rest of the kills would hit a finished training: start the last part anew
             (run.checkpoints / "manifest.json").unlink(missing_ok=True)
