@@ -50,6 +50,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
+def is_checkpoints(name: str) -> bool:
+    """Whether `name` is a folder of training checkpoints of ours, and no Hugging Face checkpoint."""
+    return (Path(name) / "model.json").is_file() and not (Path(name) / "config.json").is_file()
+
+
 def _no_weights(folder: Path, *, downloaded: bool) -> str:
     """Why a checkpoint without safetensors cannot be loaded, and what to do."""
     convert = "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)"

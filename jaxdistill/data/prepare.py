@@ -79,7 +79,10 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
 
 def prepare_tokenizer(config: RunConfig, run: RunDir, shared: RunDir) -> None:
     """Puts the student's tokenizer into the run folder, so that every later stage uses the very same one."""
-    name = config.student.tokenizer or config.student.init or config.traces.teacher
+    start = config.student.init
+    if start is not None and hub.is_checkpoints(start):  # of another run, whose tokenizer lies beside them
+        start = str(Path(start).parent / "tokenizer")
+    name = config.student.tokenizer or start or config.traces.teacher
     if name is None:
         raise ValueError(
             "student.tokenizer is missing; name a folder or repository id, or `train` to make one from the traces."
