@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 DEMO = "demo"
+SHAPE = "model.json"
+"""Beside the checkpoints of a training: the model's shape, in Hugging Face's names."""
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 """Suffixes of weights that are not read."""
 
@@ -52,7 +54,7 @@ def is_adapter(folder: Path) -> bool:
 
 def is_checkpoints(name: str) -> bool:
     """Whether `name` is a folder of training checkpoints of ours, and no Hugging Face checkpoint."""
-    return (Path(name) / "model.json").is_file() and not (Path(name) / "config.json").is_file()
+    return (Path(name) / SHAPE).is_file() and not (Path(name) / "config.json").is_file()
 
 
 def _no_weights(folder: Path, *, downloaded: bool) -> str:

@@ -7,6 +7,7 @@ depend on the number of processes. A stage that was killed starts anew, and writ
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -160,8 +161,10 @@ def _check_context(config: RunConfig, row_tokens: int, what: str) -> None:
 
 
 def _init_config(config: RunConfig) -> dict[str, Any]:
-    """`config.json` of `student.init`, its text part where it has several."""
+    """The shape of `student.init` in Hugging Face's names, its text part where it has several."""
     assert config.student.init is not None
+    if hub.is_checkpoints(config.student.init):
+        return json.loads((Path(config.student.init) / hub.SHAPE).read_text())
     found = hub.read_config(hub.fetch(config.student.init, config.student.revision, weights=False))
     return found.get("text_config", found)
 

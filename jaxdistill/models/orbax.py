@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-SHAPE = "model.json"
-"""Beside the checkpoints: the model's shape, in Hugging Face's names; `hub.is_checkpoints` looks for it."""
+from jaxdistill.hub import SHAPE
 
 
 def read_shape(folder: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def student_shape(student: StudentConfig, vocabulary: int, row_tokens: int) -> M
         checkpoints = hub.is_checkpoints(student.init)
         folder = Path(student.init) if checkpoints else hub.fetch(student.init, student.revision)
         config = orbax.read_shape(folder) if checkpoints else hub.read_config(folder)
-        shape = ModelConfig.from_hf(config, f"{folder}/{orbax.SHAPE if checkpoints else 'config.json'}")
+        shape = ModelConfig.from_hf(config, f"{folder}/{hub.SHAPE if checkpoints else 'config.json'}")
         if vocabulary > shape.vocab_size:
             raise ValueError(
                 f"{folder}: {shape.vocab_size} embeddings for a tokenizer of {vocabulary} tokens; "

@@ -11,7 +11,7 @@ import jax
 from jaxdistill import progress
 from jaxdistill.config import RunConfig
 from jaxdistill.config.sections import ProfileConfig
-from jaxdistill.models.orbax import SHAPE
+from jaxdistill.hub import SHAPE
 from jaxdistill.parallel import processes
 from jaxdistill.records import RunDir, write_json
 from jaxdistill.train.checkpoint import Checkpoints
