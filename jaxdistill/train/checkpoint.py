@@ -90,12 +90,25 @@ class Checkpoints:
         said = {"identity": self._identity, "progress": progress, "checksums": checksums(arrays)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), run=ocp.args.JsonSave(said))
         self._saving = step
+        # Orbax's threads would wait five minutes for a folder that could not be made, and hold up the end of the run
+        made, why = self._attempt(self._try_folder)
+        if not made:
+            self._failed(OSError(why))
+            return
         try:
             saved = self._manager.save(step, args=items, metrics=None if loss is None else {"loss": loss})
         except STORAGE_ERRORS as error:
             self._failed(error)
             return
         assert saved, f"{self._folder}: Orbax did not save step {step}"
+
+    def _try_folder(self) -> bool:
+        """Whether a folder can be made where the checkpoint is to lie; raises what the system raises."""
+        if processes.is_first():
+            probe = self._folder / "probe.orbax-checkpoint-tmp"
+            probe.mkdir(exist_ok=True)
+            probe.rmdir()
+        return True
 
     def settle(self) -> None:
         """Returns once everything is on disk, or is known to have failed."""
@@ -153,7 +166,7 @@ class Checkpoints:
         return None
 
     def _attempt(self, read: Callable[[], Any]) -> tuple[Any, str]:
-        """(what was read, why not): None in every process if it failed in one of them."""
+        """(what was found, why not): None in every process if it failed in one of them."""
         try:
             found, why = read(), ""
         except STORAGE_ERRORS as error:
@@ -161,7 +174,7 @@ class Checkpoints:
         if jax.process_count() > 1:
             fine = multihost_utils.process_allgather(np.array(found is not None))
             if not fine.all():
-                return None, why or "another process could not read it"
+                return None, why or "another process could not"
         return found, why
 
     def _read_run(self, step: int) -> dict[str, Any]:
