@@ -229,9 +229,8 @@ def _loop(
         sums = {name: total + jnp.sum(values[name]) for name, total in sums.items()}
         if not gradients:
             return sums
-        by_chunk = _product(slopes, weights, ((1,), (0,)), plan.dtype)
-        by_hidden = jax.lax.dynamic_update_slice_in_dim(carry[1], by_chunk, at * C, 0)
-        return sums, by_hidden, _add_outer(carry[2], slopes, chunk, plan.dtype)
+        by_chunk, by_weights = _gradients(slopes, chunk, weights, carry[2])
+        return sums, jax.lax.dynamic_update_slice_in_dim(carry[1], by_chunk, at * C, 0), by_weights
 
     found = jax.lax.fori_loop(0, (jnp.sum(used) + C - 1) // C, body, carry)
     if not gradients:
@@ -253,28 +252,43 @@ def _product(a: jax.Array, b: jax.Array, contract: Any, dtype: Any) -> jax.Array
     )
 
 
-BLOCK = 1 << 14
-"""Columns whose gradient a CPU forms at once."""
+BLOCK = 1 << 11
+"""Columns of which a CPU forms the gradients at once; of 512 to 16,384 the fastest. 256 tokens, width 896, 151,936
+columns, fp32: by tokens 0.74 s of processor time instead of 1.04 for all at once, by the projection 0.79, not 0.89.
+"""
 
 
-def _add_outer(gradient: jax.Array, slopes: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
-    """gradient [W, E] + slopes [C, W]^T tokens [C, E]."""
+def _gradients(
+    slopes: jax.Array, tokens: jax.Array, weights: jax.Array, by_weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A chunk's gradient by its tokens, [C, E], and `by_weights` [W, E] with the chunk's added; all sums are fp32."""
+    return jax.lax.platform_dependent(slopes, tokens, weights, by_weights, cpu=_in_blocks, default=_at_once)
 
-    def in_blocks(gradient: jax.Array, slopes: jax.Array, tokens: jax.Array) -> jax.Array:
-        # a CPU's product is written before it is added: in blocks, that needs no second array of the projection's size,
-        # and in a loop, it cannot form all blocks before adding the first. It contracts over tokens faster in fp32
-        def add(gradient: jax.Array, start: Any, size: int) -> jax.Array:
-            part = jax.lax.dynamic_slice_in_dim(slopes, start, size, 1)
-            more = _product(part, tokens, ((0,), (0,)), jnp.float32)
-            old = jax.lax.dynamic_slice_in_dim(gradient, start, size, 0)
-            return jax.lax.dynamic_update_slice_in_dim(gradient, old + more, start, 0)
 
-        blocks, rest = divmod(gradient.shape[0], BLOCK)
-        if blocks:
-            gradient = jax.lax.fori_loop(0, blocks, lambda at, g: add(g, at * BLOCK, BLOCK), gradient)
-        return add(gradient, blocks * BLOCK, rest) if rest else gradient
+def _at_once(slopes: jax.Array, tokens: jax.Array, weights: jax.Array, by_weights: jax.Array) -> Any:
+    by_tokens = _product(slopes, weights, ((1,), (0,)), weights.dtype)
+    return by_tokens, by_weights + _product(slopes, tokens, ((0,), (0,)), weights.dtype)
 
-    def at_once(gradient: jax.Array, slopes: jax.Array, tokens: jax.Array) -> jax.Array:
-        return gradient + _product(slopes, tokens, ((0,), (0,)), dtype)
 
-    return jax.lax.platform_dependent(gradient, slopes, tokens, cpu=in_blocks, default=at_once)
+def _in_blocks(slopes: jax.Array, tokens: jax.Array, weights: jax.Array, by_weights: jax.Array) -> Any:
+    # a CPU's product is written before it is added: in blocks, that stays in its cache, and needs no second array of
+    # the projection's size. It contracts over tokens faster in fp32 than in bf16
+    fp32 = weights.dtype == jnp.float32
+
+    def add(start: Any, size: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        by_tokens, by_weights = carry
+        part = jax.lax.dynamic_slice_in_dim(slopes, start, size, 1)
+        if fp32:
+            columns = jax.lax.dynamic_slice_in_dim(weights, start, size, 0)
+            by_tokens += _product(part, columns, ((1,), (0,)), jnp.float32)
+        block = jax.lax.dynamic_slice_in_dim(by_weights, start, size, 0)
+        block += _product(part, tokens, ((0,), (0,)), jnp.float32)
+        return by_tokens, jax.lax.dynamic_update_slice_in_dim(by_weights, block, start, 0)
+
+    # in blocks, bf16 products would have XLA keep the projection in fp32 beside it
+    by_tokens = jnp.zeros(tokens.shape, jnp.float32) if fp32 else _product(slopes, weights, ((1,), (0,)), weights.dtype)
+    blocks, rest = divmod(weights.shape[0], BLOCK)
+    carry = by_tokens, by_weights
+    if blocks:
+        carry = jax.lax.fori_loop(0, blocks, lambda at, carry: add(at * BLOCK, BLOCK, carry), carry)
+    return add(blocks * BLOCK, rest, carry) if rest else carry

@@ -99,11 +99,11 @@ class Vocabulary:
         return found if self.axis is None else jax.lax.psum(found, self.axis)
 
     def is_argmax(self, x: jax.Array, ids: jax.Array) -> jax.Array:
-        """Whether the first of the highest columns is `ids` [C]; bool [C]."""
-        # not jnp.argmax: a minimum over column numbers is several times faster on CPUs, and needs no gather when spread
-        highest = jnp.where(x == self.max(x)[:, None], self.columns(x), jnp.iinfo(jnp.int32).max)
-        first = jnp.min(highest, axis=-1)
-        return ids == (first if self.axis is None else jax.lax.pmin(first, self.axis))
+        """Whether `ids` [C] is the first of the highest columns of x [C, W]; bool [C]."""
+        # two maxima over floats: CPUs find them twenty times faster than the place of one (jnp.argmax)
+        before = self.max(jnp.where(self.columns(x) < ids[:, None], x, 2 * LOWEST))
+        own = self.pick(x, ids[:, None])[:, 0]
+        return (own == self.max(x)) & (before < own)
 
     def slots(self, x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Where to scatter into x [C, W] for token ids [C, k]; ids that are not here land outside (mode="drop")."""

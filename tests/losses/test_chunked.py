@@ -210,11 +210,11 @@ def test_bad_arguments_are_named(options, match):
         )
 
 
-@pytest.mark.parametrize("block", [1, 16, 37])
-def test_blocks_that_do_not_divide_the_vocabulary(block, monkeypatch):
+@pytest.mark.parametrize(("block", "dtype"), [(1, "float32"), (16, "float32"), (37, "float32"), (16, "bfloat16")])
+def test_blocks_that_do_not_divide_the_vocabulary(block, dtype, monkeypatch):
     hidden, projection, targets, _ = case(6)
     weights = np.ones(N, np.float32)
-    want = differentiated()(hidden, projection, targets, weights)
+    want = differentiated(dtype=dtype)(hidden, projection, targets, weights)
     monkeypatch.setattr(sweeping, "BLOCK", block)
-    found = differentiated.__wrapped__()(hidden, projection, targets, weights)
+    found = differentiated.__wrapped__(dtype=dtype)(hidden, projection, targets, weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, want)
