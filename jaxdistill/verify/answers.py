@@ -1,7 +1,7 @@
 """Judges the final answer of a response: extraction (`extract`), then comparison (`compare`).
 
-Both are pure functions of text in linear time: nothing that a model wrote is evaluated, and no input takes more than
-milliseconds. When unsure they say `undecided`, with a reason: a false positive teaches a wrong procedure, a false
+Both are pure functions of text. Texts, numbers and trees are capped before anything is computed, and nothing that a
+model wrote is run. When unsure they say `undecided`, with a reason: a false positive teaches a wrong procedure, a false
 negative costs one sample.
 """
 
