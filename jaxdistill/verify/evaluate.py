@@ -62,11 +62,19 @@ def is_equal(a: Node, b: Node) -> bool:
             return _same_value(a, b, {})
         except Undefined:
             raise Refused("no value") from None
+    if _has_steps(a) or _has_steps(b):
+        raise Refused("a step function")  # it may agree at all points and differ elsewhere
     found = {name: _same_at(a, b, names, points) for name, points in POINTS.items()}
     seen = {agrees for agrees in found.values() if agrees is not None}
     if len(seen) != 1:
         raise Refused("equal for some values only" if seen else "no value")
     return seen.pop()
+
+
+def _has_steps(node: Node) -> bool:
+    if node[:2] in (("fn", "floor"), ("fn", "ceil")):
+        return True
+    return any(_has_steps(part) for part in node if isinstance(part, tuple) and part)
 
 
 def _same_at(a: Node, b: Node, names: list[str], points: Any) -> bool | None:
@@ -126,7 +134,10 @@ class Evaluator:
     def value(self, node: Node) -> Any:
         """Raises Undefined where there is none, Refused where it is too large or is no number at all."""
         self.mp.dps = self.digits
-        return self._value(node)
+        try:
+            return self._value(node)
+        except (ArithmeticError, ValueError):  # mpmath's words for a pole, and for what is too large
+            raise Undefined from None
 
     def _value(self, node: Node) -> Any:
         operator = node[0]
@@ -166,6 +177,8 @@ class Evaluator:
         return number
 
     def _sym(self, name: str) -> Fraction:
+        if name not in self.values:
+            raise Refused("a variable where a number is needed")
         return self.values[name]
 
     def _const(self, name: str) -> Any:
@@ -232,8 +245,8 @@ class Evaluator:
                 return Fraction(0)
             raise Undefined
         if isinstance(e, Fraction) and e.denominator == 1:
-            bits = abs(e.numerator) * (abs(self._magnitude_of(b)) + 1)
-            if bits > 2 * MAX_BITS or abs(e.numerator) > MAX_BITS:
+            # the size first, because a float holds no large integer
+            if abs(e) > MAX_BITS or abs(e.numerator) * (abs(self._magnitude_of(b)) + 1) > 2 * MAX_BITS:
                 raise Refused("too large")
             if e < 0:
                 self._not_zero(b)

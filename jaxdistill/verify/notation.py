@@ -44,6 +44,7 @@ _COMMANDS = {
     **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "displaystyle", "textstyle", "!"), ""),
     **dict.fromkeys((",", "thinspace"), THIN),
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
+    **dict.fromkeys(("dbinom", "tbinom"), r"\binom"),
     **dict.fromkeys(("textrm", "textbf", "textit", "textsf", "mathrm", "mathbf", "mathsf", "mbox"), r"\text"),
     **dict.fromkeys(("dots", "cdots", "ldots"), "..."),
     "fbox": r"\boxed",

@@ -85,7 +85,7 @@ def _intervals(node: Node) -> list[Interval]:
         case "reals":
             return [_LINE]
         case "set":
-            return [Interval(entry, True, entry, True) for entry in node[1:]]
+            return [Interval(_end(entry), True, _end(entry), True) for entry in node[1:]]
         case "brackets" if _is_pair(node):
             left, right, low, high = node[1:]
             return [Interval(_end(low), left == "[", _end(high), right == "]")]

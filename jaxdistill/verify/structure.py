@@ -19,6 +19,7 @@ from jaxdistill.verify.regions import is_region, same_region
 
 MAX_ENTRIES = 40
 _OF_A_KIND = ("matrix", "based", "ratio", "word")
+_ZERO = ("num", Fraction(0), "0")
 _SUMS = ("add", "mul", "juxtaposed", "neg")
 
 
@@ -95,6 +96,8 @@ def _name(node: Node) -> str:
 def _same_ratio(answer: Sequence[Node], gold: Sequence[Node]) -> bool:
     if len(answer) != len(gold):
         return False
+    if any(is_equal(part, _ZERO) for part in (*answer, *gold) if not variables(part)):
+        return _all_same(answer, gold)
     proportional = all(
         is_equal(("mul", a, gold[0]), ("mul", g, answer[0])) for a, g in zip(answer[1:], gold[1:], strict=True)
     )
@@ -288,7 +291,7 @@ def _against_formula(answer: Node, gold: Node) -> bool:
 def _same_solutions(answer: Node, gold: Node) -> bool:
     """Whether both differences of the sides are proportional, judged from exact values at four points."""
     names = sorted(variables(answer) | variables(gold))
-    if variables(answer) != variables(gold):
+    if variables(answer) != variables(gold) or not names:
         raise Refused("different variables")
     ratios = set()
     for point in [*POINTS["positive"], *POINTS["negative"]]:
@@ -352,7 +355,7 @@ def _rounds(exact: Node, decimal: Node) -> bool:
     half = Fraction(1, 2 * 10 ** len(number[2].partition(".")[2]))
     evaluator = Evaluator({}, 50)
     try:
-        gap = evaluator.value(exact) - evaluator.to_real(sign * number[1])
+        gap = evaluator.to_real(evaluator.value(exact)) - evaluator.to_real(sign * number[1])
     except Undefined:
         return False
     return bool(abs(gap) <= evaluator.to_real(half))
