@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
+from jaxdistill.verify.latex import Refused, parse_latex
 from jaxdistill.verify.notation import normalize, squeeze, trim
 from jaxdistill.verify.quantities import UNITS, Quantity, parse_quantity
+from jaxdistill.verify.structure import is_same
 
 MAX_ANSWER = 1000
 """Characters; a longer answer is not compared."""
-
-NEEDS_ALGEBRA = "needs symbolic comparison"
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def compare(answer: str, gold: str, kind: str | None = None) -> Check:
         check = _undecided("no gold answer")
     elif not left:
         check = _undecided("no answer found")
-    elif hedge := _hedge(left, right):
-        check = _undecided(hedge)
     else:
-        check = KINDS[kind or kind_of(right)](left, right)
+        kind = kind or kind_of(right)
+        hedge = _hedge(left, right, kind)
+        check = _undecided(hedge) if hedge else KINDS[kind](left, right)
     return replace(check, extracted=trim(answer) or None)
 
 
@@ -67,12 +67,15 @@ def _decide(equal: bool, method: str) -> Check:
     return Check("correct", None, "equal", method) if equal else Check("incorrect", None, "different", method)
 
 
+_EITHER = re.compile(r"\bor\b|\\lor\b")
 _HEDGES = re.compile(r"\b(or|either|maybe|perhaps|possibly|probably|might|could|guess|unsure)\b|\\lor\b|\?", re.I)
 _NEGATIONS = re.compile(r"\b(not|never|cannot|neither|nor)\b|n't\b|\\neg\b", re.I)
 
 
-def _hedge(answer: str, gold: str) -> str | None:
+def _hedge(answer: str, gold: str, kind: str) -> str | None:
     """Why the answer is no single statement: `5 or 7`, `not 5`. A gold answer may speak so itself (`x<1 or x>2`)."""
+    if kind == "expression":
+        answer = _EITHER.sub(" ", answer)  # x = 1 or x = 2: how many answers there may be, the gold answer says
     if _HEDGES.search(answer) and not _HEDGES.search(gold):
         return "hedged"
     if _NEGATIONS.search(answer) and not _NEGATIONS.search(gold):
@@ -93,7 +96,7 @@ def _compare_numbers(answer: str, gold: str) -> Check:
     if ours is None:
         return _undecided("the gold answer is not a number")
     if theirs is None:
-        return _undecided("not a number" if _is_words(answer) else NEEDS_ALGEBRA)
+        return _undecided("not a number") if _is_words(answer) else _compare_trees(answer, gold)
     method = "percent" if ours.percent else ours.form
     if theirs.name and ours.name and theirs.name != ours.name:
         return _undecided("different variables", method)
@@ -200,13 +203,33 @@ def _compare_words(answer: str, gold: str) -> Check:
 
 def _same_word(a: str, b: str) -> bool:
     """Equal but for a capital at the start or throughout; ABC and abc are no words, and differ."""
-    return a == b or (a.lower() == b.lower() and (len(a) > 3 or (len(a) > 1 and a[1:] == b[1:])))
+    if a.lower() != b.lower():
+        return False
+    return a == b or len(a) > 3 or a.lower() in ("yes", "no") or (len(a) > 1 and a[1:] == b[1:])
 
 
 def _compare_expressions(answer: str, gold: str) -> Check:
     # "1,234" may be spelled like a pair, and is none
     alike = (parse_quantity(answer) is None) == (parse_quantity(gold) is None)
-    return _decide(True, "text") if alike and squeeze(answer) == squeeze(gold) else _undecided(NEEDS_ALGEBRA)
+    if squeeze(answer) == squeeze(gold):
+        return _decide(True, "text") if alike else _undecided("a comma with two readings")
+    if not alike and answer.replace(" ", "") == gold.replace(" ", ""):
+        return _undecided("a comma with two readings")
+    return _compare_trees(answer, gold)
+
+
+def _compare_trees(answer: str, gold: str) -> Check:
+    """What needs algebra: parsed by a grammar, compared by structure and value; see `structure`."""
+    ours = parse_latex(gold)
+    if isinstance(ours, str):
+        return _undecided(f"the gold answer is {ours}" if ours == "not understood" else ours)
+    theirs = parse_latex(answer)
+    if isinstance(theirs, str):
+        return _undecided(theirs)
+    try:
+        return _decide(is_same(theirs, ours), "algebra")
+    except Refused as error:
+        return _undecided(str(error), "algebra")
 
 
 KINDS = {

@@ -44,6 +44,7 @@ _COMMANDS = {
     **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "displaystyle", "textstyle", "!"), ""),
     **dict.fromkeys((",", "thinspace"), THIN),
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
+    **dict.fromkeys(("dbinom", "tbinom"), r"\binom"),
     **dict.fromkeys(("textrm", "textbf", "textit", "textsf", "mathrm", "mathbf", "mathsf", "mbox"), r"\text"),
     **dict.fromkeys(("dots", "cdots", "ldots"), "..."),
     "fbox": r"\boxed",
@@ -61,13 +62,14 @@ _TIE = re.compile(r"(?<=[0-9}])~")
 _GROUP = re.compile(r"\\(?:text|boxed)\s*\{([^{}]*)\}")
 _SHORT_FRACTION = re.compile(r"\\frac\s*(\{[^{}]*\}|[0-9])\s*(\{[^{}]*\}|[0-9])")
 _SHORT_ROOT = re.compile(r"\\sqrt\s*([0-9])")
+_ROOT_SIGN = re.compile(r"√ ?([0-9]+|[a-z])(?![0-9])")
 _SHORT_SCRIPT = re.compile(r"([\^_])\s*\{\s*([0-9A-Za-z])\s*\}(?![0-9])")  # 10^{2}3 is not 10^23
 _LEAD_IN = re.compile(r"\s*(?:the )?(?:final )?answer(?: is\b:?|:)\s*", re.IGNORECASE)
 
 
 def normalize(text: str) -> str:
     """The answer in one notation, on one line."""
-    text = text.translate(_CHARACTERS)
+    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text.translate(_CHARACTERS))
     text = _COMMAND.sub(lambda m: _COMMANDS.get(m[1], m[0]), text)
     text = _TIE.sub(" ", _drop_math_delimiters(text)).replace("{,}", ",")
     for _ in range(3):  # a box around a text around a text; deeper ones stay as they are

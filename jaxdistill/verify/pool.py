@@ -1,0 +1,171 @@
+"""Judges many answers on several processors, in warm processes that may be killed.
+
+Every pair has the same processor time and memory, whatever else the machine does; the wall clock is only the last
+resort. A process that runs out of either is killed and replaced, and the pair that did it is undecided. Pairs and
+checks travel as lines of JSON, so that nothing a process has read can run code in its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from jaxdistill.verify.answers import check_math
+from jaxdistill.verify.compare import Check
+
+CPU_SECONDS = 2
+"""Of processor time for one pair; a usual one takes a thousandth."""
+MEMORY_MIB = 512
+"""Of address space for one process."""
+CHUNK = 64
+"""Pairs that a process is sent at once."""
+WALL_SECONDS = 300
+"""After which a process that has not answered is killed, whether it computes or not."""
+GAVE_UP = Check("undecided", None, "out of time or memory", "")
+
+Pair = tuple[str, str]
+
+
+def check_math_many(pairs: Iterable[Pair], *, workers: int | None = None) -> list[Check]:
+    """`check_math` for every pair, in order, each bounded in processor time and memory.
+
+    Args:
+      pairs: (response, gold answer).
+      workers: processes; as many as there are processors if absent.
+    Returns:
+      one check a pair; a pair that ran out of time or memory is undecided.
+    Raises:
+      ValueError: `workers` is not positive.
+    """
+    todo = list(pairs)
+    if workers is None:
+        workers = max(1, min(len(os.sched_getaffinity(0)), len(todo) // CHUNK))
+    with MathPool(workers) as pool:
+        return pool.check(todo)
+
+
+class MathPool:
+    """Warm processes for `check`, to be used as a context; a process takes half a second to start."""
+
+    def __init__(self, workers: int, *, cpu_seconds: int = CPU_SECONDS, memory_mib: int = MEMORY_MIB) -> None:
+        """Args: `cpu_seconds` of processor time for one pair; `memory_mib` of address space for a process.
+
+        Raises:
+          ValueError: one of them is not positive.
+        """
+        if min(workers, cpu_seconds, memory_mib) < 1:
+            raise ValueError(
+                f"workers={workers}, cpu_seconds={cpu_seconds}, memory_mib={memory_mib}: set at least 1 of each."
+            )
+        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._all = [_Process(cpu_seconds, memory_mib) for _ in range(workers)]
+        for process in self._all:
+            self._idle.put(process)
+        self._threads = ThreadPoolExecutor(workers)
+
+    def __enter__(self) -> MathPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._all:
+            process.stop()
+
+    def check(self, pairs: Sequence[Pair]) -> list[Check]:
+        """One check a pair, in order."""
+        chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
+        return [check for checks in self._threads.map(self._check_chunk, chunks) for check in checks]
+
+    def _check_chunk(self, chunk: Sequence[Pair]) -> list[Check]:
+        process = self._idle.get()
+        try:
+            checks = process.ask(chunk)
+            if checks is not None:
+                return checks
+            # one of them killed the process: each alone, so that no other pays for it
+            return [found[0] if (found := process.ask([pair])) else GAVE_UP for pair in chunk]
+        finally:
+            self._idle.put(process)
+
+
+class _Process:
+    """One process, started when it is asked and replaced when it has died."""
+
+    def __init__(self, cpu_seconds: int, memory_mib: int) -> None:
+        self._limits = (cpu_seconds, memory_mib)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, pairs: Sequence[Pair]) -> list[Check] | None:
+        """Their checks; None if the process died over them."""
+        process = self._process or self._start()
+        assert process.stdin and process.stdout
+        watch = threading.Timer(WALL_SECONDS, process.kill)
+        watch.start()
+        try:
+            process.stdin.write(json.dumps(pairs).encode() + b"\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        finally:
+            watch.cancel()
+        if not answer.endswith(b"\n"):
+            self.stop()
+            return None
+        return [Check(**check) for check in json.loads(answer)]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": path}
+        command = [sys.executable, "-c", f"from {__name__} import serve; serve{self._limits}"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        return self._process
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue  # what was written to a dead process is lost with it
+        self._process = None
+
+
+# ------------------------------------------------------------------------------------------- in the process
+
+
+def serve(cpu_seconds: int, memory_mib: int) -> None:
+    """Answers lines of pairs with lines of checks, until there are no more."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin.buffer:
+        checks = [_check_bounded(response, gold, cpu_seconds) for response, gold in json.loads(line)]
+        sys.stdout.write(json.dumps(checks) + "\n")
+        sys.stdout.flush()
+
+
+def _check_bounded(response: str, gold: str, cpu_seconds: int) -> dict[str, str | None]:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    # the kernel kills the process at this limit, also inside one long operation
+    limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+    try:
+        return asdict(check_math(response, gold))
+    except (MemoryError, RecursionError):
+        return asdict(GAVE_UP)
