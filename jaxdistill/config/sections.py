@@ -232,7 +232,7 @@ class CodeLimitsConfig:
     """Seconds by the clock for all cases of a problem together."""
     memory_mib: int = 512
     """Address space, which is somewhat more than the memory in use."""
-    output_mib: int = 16
+    output_mib: int = 4
     tmp_mib: int = 16
     """Of files, which are kept in memory."""
     threads: int = 32

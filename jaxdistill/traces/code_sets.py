@@ -1,11 +1,15 @@
 """Code problems from the files of well-known sets, with their tests as `Problem.tests` wants them.
 
-Read are JSON lines, gzipped ones too, JSON and Parquet. Pickled private tests (LiveCodeBench) are never read.
+Read are JSON lines, gzipped ones too, JSON and Parquet.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import pickle
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from jaxdistill.records import Problem
 from jaxdistill.traces import tables
 
 DOMAIN = "code"
+_MAX_PRIVATE = 1 << 28
 _FENCED = "Answer with one Python code block"
 
 
@@ -91,11 +96,9 @@ def _apps(row: dict[str, Any]) -> Row:
 
 
 def _livecodebench(row: dict[str, Any]) -> Row:
-    """LiveCodeBench (Jain et al. 2024, arXiv:2403.07974): `question_content` and those tests that are plain JSON."""
+    """LiveCodeBench (Jain et al. 2024, arXiv:2403.07974): `question_content`, public and private test cases."""
     cases = json.loads(row["public_test_cases"])
-    private = row.get("private_test_cases") or "[]"
-    if private.lstrip().startswith("["):  # otherwise a pickle
-        cases += json.loads(private)
+    cases += json.loads(_unpack_private(row.get("private_test_cases") or "[]"))
     starter = row.get("starter_code") or ""
     if cases and cases[0].get("testtype") == "functional":
         name = json.loads(row["metadata"])["func_name"]
@@ -117,6 +120,27 @@ def _call(args: Any, output: Any) -> dict[str, Any]:
 def _text(value: Any) -> str:
     """Input or output is a text, or a list of lines."""
     return value if isinstance(value, str) else "\n".join(str(line) for line in value)
+
+
+class _TextOnly(pickle.Unpickler):
+    """Reads a pickled text; a pickle that names any class or function is refused."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        raise ValueError(f"private_test_cases holds {module_name}.{global_name} and not just text")
+
+
+def _unpack_private(text: str) -> str:
+    """JSON of the private tests: as it stands, or pickled, deflated and in base64, as the set publishes it."""
+    if text.lstrip().startswith("["):
+        return text
+    try:
+        data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MAX_PRIVATE)
+        found = _TextOnly(io.BytesIO(data)).load()
+    except (zlib.error, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"private_test_cases cannot be read ({error})") from None
+    if not isinstance(found, str):
+        raise ValueError("private_test_cases is no text")
+    return found
 
 
 def _lines(text: str) -> list[Any]:

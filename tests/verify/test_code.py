@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import os
+import pickle
 import platform
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -360,6 +363,10 @@ def test_a_mutant_differs_by_one_change(tool):
 # ----------------------------------------------------------------------------------------------- code sets
 
 
+def pickled(value):
+    return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+
+
 ROWS = {
     "humaneval": {
         "prompt": 'def f(x):\n    """Doubles."""\n',
@@ -377,7 +384,7 @@ ROWS = {
         "question_content": "Double it.",
         "starter_code": "class Solution:\n    def f(self, x):\n",
         "public_test_cases": json.dumps([{"input": "2", "output": "4", "testtype": "functional"}]),
-        "private_test_cases": "eJxpickled",
+        "private_test_cases": pickled(json.dumps([{"input": "0", "output": "0", "testtype": "functional"}])),
         "metadata": json.dumps({"func_name": "f"}),
     },
 }
@@ -393,6 +400,18 @@ def test_code_sets_become_problems_with_tests(sandbox, tmp_path, source):
     assert check_code(right, found.tests, sandbox=sandbox).outcome == "correct"
     wrong = right.replace("2 * ", "3 * ")
     assert check_code(wrong, found.tests, sandbox=sandbox).outcome == "incorrect"
+
+
+def test_private_tests_count_and_a_pickle_that_is_more_than_text_is_refused(sandbox, tmp_path):
+    file, row = tmp_path / "set.jsonl", ROWS["livecodebench"]
+    file.write_text(json.dumps(row))
+    (found,) = load_problems(ProblemsConfig(source="livecodebench", path=str(file)))
+    only_public = "```python\ndef f(x): return 4\n```"
+    assert check_code(only_public, found.tests, sandbox=sandbox).reason == "another value than expected in case 2"
+    for private, what in ((pickled(os.system), "posix.system"), (pickled(3), "is no text"), ("eJx", "."), ("!", ".")):
+        file.write_text(json.dumps(row | {"private_test_cases": private}))
+        with pytest.raises(ValueError, match=f"set.jsonl:1: .*{what}"):
+            load_problems(ProblemsConfig(source="livecodebench", path=str(file)))
 
 
 def test_apps_with_a_function(sandbox, tmp_path):

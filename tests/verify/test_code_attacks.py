@@ -164,6 +164,34 @@ def test_forgeries_do_not_help_other_kinds_of_tests(sandbox):
         assert run(sandbox, code, STDIO).outcome == "incorrect", code
 
 
+SCAN = """
+import ctypes, os, re
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = ctypes.c_void_p
+libc.pwrite.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
+pattern = re.compile(('to' + 'ken-').encode() + rb'[0-9a-f]{8}')
+def f(x):
+    found, size = set(), 1 << 16
+    fd = os.open('scan', os.O_RDWR | os.O_CREAT)
+    for top in (libc.sbrk(0), (id(object()) | 0xFFFFFF) + (48 << 20)):
+        for address in range((top & ~0xFFFF) - (96 << 20), top, size):
+            # a write from memory that is not mapped fails, and does not crash
+            if (n := libc.pwrite(fd, address, size, 0)) > 0:
+                found |= set(pattern.findall(os.pread(fd, n, 0)))
+    return len(found)
+"""
+
+
+def test_the_tests_are_nowhere_in_the_programs_memory(sandbox):
+    token = f"token-{os.getpid():08x}"
+    limits = Limits(cpu_s=10)
+    hidden = {"kind": "asserts", "setup": f"mark = '{token}'", "tests": [f"assert f('{token[:3]}') == 0, '{token}'"]}
+    assert run(sandbox, SCAN, hidden, limits).outcome == "correct"
+    # the same search finds what the program may know
+    shown = {"kind": "asserts", "context": f"mark = '{token}'", "tests": ["assert f(0) == 1"]}
+    assert run(sandbox, SCAN, shown, limits).outcome == "correct"
+
+
 def test_a_right_program_passes_all_kinds(sandbox):
     assert run(sandbox, "def f(x): return 2 * x + 1").outcome == "correct"
     assert run(sandbox, "print(2 * int(input()) + 1)", STDIO).outcome == "correct"
