@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from jaxdistill import pipeline, progress
 from jaxdistill.config import RunConfig, load, to_dict
+from jaxdistill.parallel import processes
 from jaxdistill.records import RunDir, read_manifest
 
 PARENT = "JAXDISTILL_PARENT"
@@ -28,7 +30,7 @@ HELP = {
     "generate": "problems, and the teacher's traces of them",
     "verify": "which traces may be learned from, and why not the others",
     "prepare": "kept traces to packed rows of tokens",
-    "train": "the student and its baselines",
+    "train": "the student and its baselines; SIGTERM saves a checkpoint and ends with exit code 75",
     "export": "checkpoints to Hugging Face folders, checked",
     "evaluate": "held-out accuracy of student, baselines and teacher",
     "report": "one HTML page about the run",
@@ -84,7 +86,26 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--check", action="store_true", help="reload the exports with transformers and compare the logits again"
             )
+        if name == "train":
+            _add_processes(sub)
     return top
+
+
+def _add_processes(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group(
+        "several processes", "the same command in every process, on a file system that all of them see"
+    )
+    group.add_argument("--distributed", action="store_true", help="they find each other: SLURM, Open MPI, GKE, TPU VMs")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="or: where process 0 is")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument(
+        "--heartbeat",
+        type=int,
+        default=100,
+        metavar="SECONDS",
+        help="a process that is silent for so long is dead, and all of them end (default 100)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.dry_run:
             dry_run(config)
         else:
+            _start_processes(arguments)
             if arguments.redo:
                 pipeline.redo(arguments.redo, config)
             if arguments.command == "run":
@@ -112,15 +134,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                 for task in pipeline.tasks_of(config, ("export",)):
                     progress.say(f"{task.title}: {check_again(task.folder)}")
+    except processes.Stopped as stopped:
+        print(f"jaxdistill {arguments.command}: {stopped} The same command goes on from here.", file=sys.stderr)
+        return processes.leave(processes.STOPPED)
     except (ValueError, OSError) as error:
-        if arguments.debug:
+        if arguments.debug and processes.count() == 1:
             raise
-        print(f"jaxdistill {arguments.command}: {_one_line(error)}", file=sys.stderr)
-        return 1
+        _say_error(arguments, error)
+        return processes.leave(1)
+    except RuntimeError as error:
+        if processes.count() == 1:
+            raise
+        # another process is gone, as JAX puts it
+        _say_error(arguments, error)
+        return processes.leave(1)
     except KeyboardInterrupt:
         print(f"\njaxdistill {arguments.command}: stopped; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+        return processes.leave(130)
+    return processes.leave(0)
+
+
+def _start_processes(arguments: argparse.Namespace) -> None:
+    """Joins the other processes, if the command line says that there are any; one of them speaks."""
+    if arguments.command != "train":
+        return
+    given = (arguments.coordinator, arguments.processes, arguments.process)
+    if arguments.distributed or given != (None, None, None):
+        processes.start(*given, heartbeat_s=arguments.heartbeat)
+        progress.console.quiet = not processes.is_first()
+
+
+def _say_error(arguments: argparse.Namespace, error: Exception) -> None:
+    who = f" (process {processes.number()} of {processes.count()})" if processes.count() > 1 else ""
+    print(f"jaxdistill {arguments.command}{who}: {_one_line(error)}", file=sys.stderr)
+    if arguments.debug:
+        traceback.print_exception(error)
 
 
 def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug: bool) -> int:
@@ -137,11 +185,21 @@ def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug
         for override in overrides:
             call += ["--set", override]
         environment = MEMORY | os.environ | {PARENT: str(os.getpid())}
-        code = subprocess.call([*call, *(["--debug"] if debug else [])], env=environment)
+        code = _call([*call, *(["--debug"] if debug else [])], environment)
         if code:
             return code if code > 0 else 128 - code
     summary(config)
     return 0
+
+
+def _call(command: list[str], environment: dict[str, str]) -> int:
+    """Runs a command to its end; SIGTERM is passed on to it, so that a training can save itself."""
+    child = subprocess.Popen(command, env=environment)
+    before = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
+    try:
+        return child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def summary(config: RunConfig) -> None:

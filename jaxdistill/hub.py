@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 DEMO = "demo"
+SHAPE = "model.json"
+"""Beside the checkpoints of a training: the model's shape, in Hugging Face's names."""
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 """Suffixes of weights that are not read."""
 
@@ -48,6 +50,11 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds adapters in PEFT's format instead of a whole model."""
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def is_checkpoints(name: str) -> bool:
+    """Whether `name` is a folder of training checkpoints of ours, and no Hugging Face checkpoint."""
+    return (Path(name) / SHAPE).is_file() and not (Path(name) / "config.json").is_file()
 
 
 def _no_weights(folder: Path, *, downloaded: bool) -> str:

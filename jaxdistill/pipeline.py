@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill import progress
-from jaxdistill.config import RunConfig, effective, fingerprint, with_baseline
+from jaxdistill.config import RunConfig, differences, effective, fingerprint, with_baseline
+from jaxdistill.parallel import processes
 from jaxdistill.records import RunDir, read_manifest, write_manifest
 
 
@@ -168,7 +169,7 @@ class Task:
             return "to do"
         wanted = effective(self.stage.sections(self.config))
         advice = f"use another run_dir, or `--redo {self.stage.name}` to replace it and all that follows from it"
-        changed = list(_differences(manifest["config"], wanted))
+        changed = [f"{key}: {change}" for key, change in differences(manifest["config"], wanted)]
         if changed:
             raise ValueError(f"{self.folder} was made with another config ({'; '.join(changed[:4])}); {advice}.")
         if manifest["inputs"] != self.input_hashes():
@@ -186,7 +187,13 @@ class Task:
         counts = (
             function(self.config, self.run, self.shared) if self.stage.per_student else function(self.config, self.run)
         )
-        counts = {"wall_seconds": round(time.monotonic() - begun, 2)} | counts
+        if processes.is_first():
+            self._finish(inputs, counts, time.monotonic() - begun)
+        processes.barrier(f"{self.title} is done")
+        return counts
+
+    def _finish(self, inputs: dict[str, str], counts: dict[str, Any], seconds: float) -> None:
+        counts = {"wall_seconds": round(seconds, 2)} | counts
         sections = effective(self.stage.sections(self.config))
         write_manifest(
             self.folder,
@@ -199,7 +206,6 @@ class Task:
         if self.stage.name in ("evaluate", "report"):
             # the exports' model cards state the scores; at the report again, for a run that was stopped in between
             importlib.import_module("jaxdistill.export.card").refresh_cards(self.config, self.shared)
-        return counts
 
 
 def tasks_of(config: RunConfig, stages: tuple[str, ...]) -> list[Task]:
@@ -251,11 +257,12 @@ def redo(stage: str, config: RunConfig) -> None:
             gone.add(later.name)
     with _locked(Path(config.run_dir)):
         for task in tasks_of(config, tuple(gone)):
-            if task.folder.exists():
+            if processes.is_first() and task.folder.exists():
                 progress.say(f"removing {task.folder}")
                 # the manifest first: a folder without one is unfinished, not wrong
                 (task.folder / "manifest.json").unlink(missing_ok=True)
                 shutil.rmtree(task.folder)
+    processes.barrier(f"redo {stage}")
 
 
 def plan(config: RunConfig) -> list[tuple[str, str, str]]:
@@ -272,7 +279,10 @@ def plan(config: RunConfig) -> list[tuple[str, str, str]]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time works in a run folder; the lock goes with the process, however it ends."""
+    """One program at a time works in a run folder; the lock goes with its first process, however it ends."""
+    if not processes.is_first():
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:
@@ -282,12 +292,3 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another jaxdistill process is at work there; wait for it, or use another run_dir."
             ) from None
         yield
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """`key: old -> new` for every value that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
-        yield f"{path}: {old} -> {new}"

@@ -4,7 +4,7 @@
 names the nearest known one; every section checks its own values, so a stage never sees a config that cannot work.
 """
 
-from jaxdistill.config.loading import build, effective, fingerprint, load, to_dict, with_baseline
+from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
 from jaxdistill.config.sections import (
     ArchitectureConfig,
     CodeConfig,
@@ -17,12 +17,14 @@ from jaxdistill.config.sections import (
     OptimizerConfig,
     PhaseConfig,
     ProblemsConfig,
+    ProfileConfig,
     RunConfig,
     ServerConfig,
     SourceConfig,
     StudentConfig,
     TracesConfig,
     TrainConfig,
+    TrainEvaluateConfig,
     VerifyConfig,
     VLLMConfig,
 )
@@ -39,15 +41,18 @@ __all__ = [
     "OptimizerConfig",
     "PhaseConfig",
     "ProblemsConfig",
+    "ProfileConfig",
     "RunConfig",
     "ServerConfig",
     "SourceConfig",
     "StudentConfig",
     "TracesConfig",
     "TrainConfig",
+    "TrainEvaluateConfig",
     "VLLMConfig",
     "VerifyConfig",
     "build",
+    "differences",
     "effective",
     "fingerprint",
     "load",

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,23 @@ _WITHOUT_EFFECT = {
     "TracesConfig": {"batch", "retry_failed"},
     "ServerConfig": {"urls", "start", "api_key_env", "in_flight", "timeout_s", "retries", "backoff_s", "patience_s"},
     "EvaluateConfig": {"batch"},
-    "TrainConfig": {"mesh", "checkpoint_every", "keep_checkpoints", "log_every"},
+    "TrainConfig": {
+        "mesh",
+        "micro_batches",
+        "remat",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_best",
+        "accept_changed",
+        "log_every",
+        "on_bad_step",
+        "max_skipped",
+        "tensorboard",
+        "wandb",
+        "profile",
+        "peak_tflops",
+    },
+    "TrainEvaluateConfig": {"every", "problems", "max_tokens"},
     "ExportConfig": {"port", "serve"},
     "VLLMConfig": {
         "max_num_seqs",
@@ -105,6 +122,15 @@ def effective(value: Any) -> Any:
 def fingerprint(*parts: Any) -> str:
     """A short hash of plain data and of config sections: equal exactly if everything that has an effect is."""
     return hashlib.sha256(json.dumps(effective(parts), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(key, `old -> new`) of every value in which two pieces of plain data differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path, f"{old} -> {new}"
 
 
 def _split_override(text: str) -> tuple[str, Any]:

@@ -7,6 +7,7 @@ depend on the number of processes. A stage that was killed starts anew, and writ
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,7 +80,10 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
 
 def prepare_tokenizer(config: RunConfig, run: RunDir, shared: RunDir) -> None:
     """Puts the student's tokenizer into the run folder, so that every later stage uses the very same one."""
-    name = config.student.tokenizer or config.student.init or config.traces.teacher
+    start = config.student.init
+    if start is not None and hub.is_checkpoints(start):  # of another run, whose tokenizer lies beside them
+        start = str(Path(start).parent / "tokenizer")
+    name = config.student.tokenizer or start or config.traces.teacher
     if name is None:
         raise ValueError(
             "student.tokenizer is missing; name a folder or repository id, or `train` to make one from the traces."
@@ -157,8 +161,10 @@ def _check_context(config: RunConfig, row_tokens: int, what: str) -> None:
 
 
 def _init_config(config: RunConfig) -> dict[str, Any]:
-    """`config.json` of `student.init`, its text part where it has several."""
+    """The shape of `student.init` in Hugging Face's names, its text part where it has several."""
     assert config.student.init is not None
+    if hub.is_checkpoints(config.student.init):
+        return json.loads((Path(config.student.init) / hub.SHAPE).read_text())
     found = hub.read_config(hub.fetch(config.student.init, config.student.revision, weights=False))
     return found.get("text_config", found)
 

@@ -25,10 +25,10 @@ from jaxdistill.models import (
     split_params,
     with_params,
 )
+from jaxdistill.models.orbax import load_params
 from jaxdistill.models.student import lora_of, start_student
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import Problem, RunDir, read_records
-from jaxdistill.train.checkpoint import load_params
 
 
 def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
@@ -46,6 +46,10 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     card = model_card(config, run, shared, shape, step)
     if model.lora is not None and config.export.lora == "adapter":
         assert init is not None  # the config was refused otherwise
+        if hub.is_checkpoints(init):
+            raise ValueError(
+                f"export.lora: adapter needs a Hugging Face base, and {init} are checkpoints; use export.lora: merged."
+            )
         counts = export_adapter(
             model, run.export, base=init, revision=config.student.revision, tokenizer=run.tokenizer, card=card
         )
@@ -77,7 +81,9 @@ def _trained(config: RunConfig, run: RunDir, shape: ModelConfig, mesh: Mesh) -> 
 
 
 def _export_whole(config: RunConfig, run: RunDir, model: Decoder, card: str) -> dict[str, Any]:
-    base = hub.fetch(config.student.init, config.student.revision) if config.student.init else None
+    init = config.student.init
+    # another run's checkpoints have a shape that `export_hf` writes anew
+    base = hub.fetch(init, config.student.revision) if init and not hub.is_checkpoints(init) else None
 
     def verify(folder: Path) -> dict[str, float] | None:
         return check.check_logits(model, folder, config.export.dtype) if config.export.check == "transformers" else None

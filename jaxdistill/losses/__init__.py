@@ -1,5 +1,19 @@
 """Losses: pure functions of arrays, without any knowledge of models."""
 
+from jaxdistill.losses.chunked import chunked_cross_entropy, chunked_distillation
+from jaxdistill.losses.divergences import DIVERGENCES, PARAMETERS
 from jaxdistill.losses.sequence import cross_entropy, shift
+from jaxdistill.losses.topk import sampled_distillation, topk_distillation
+from jaxdistill.losses.vocabulary import Layout
 
-__all__ = ["cross_entropy", "shift"]
+__all__ = [
+    "DIVERGENCES",
+    "PARAMETERS",
+    "Layout",
+    "chunked_cross_entropy",
+    "chunked_distillation",
+    "cross_entropy",
+    "sampled_distillation",
+    "shift",
+    "topk_distillation",
+]

@@ -1,6 +1,6 @@
 """The pure functions a decoder is made of.
 
-Dimension key: B rows, T query tokens, S key tokens, H query heads, K key heads, G = H / K, D head_dim, E width.
+Dimension key: B rows, T tokens, H heads, D head_dim, E width.
 Sums, norms, softmax and the residual stream are fp32; `dtype` is that of the matrix products' inputs.
 """
 
@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-
-from jaxdistill.models.attention.dense import MASKED
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
@@ -90,18 +88,3 @@ def apply_rope(x_BTHD: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Ar
     cos, sin = tables
     a, b = jnp.split(x_BTHD, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def attend(
-    q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, mask: jax.Array, scale: float, dtype: DTypeLike
-) -> jax.Array:
-    """Grouped-query attention under an explicit mask, broadcastable to [B, T, S]; returns fp32 [B, T, H * D]."""
-    B, T, H, D = q_BTHD.shape
-    K = k_BSKD.shape[2]
-    q = (q_BTHD * scale).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4).astype(dtype)
-    k = k_BSKD.transpose(0, 2, 1, 3).astype(dtype)
-    v = v_BSKD.transpose(0, 2, 1, 3).astype(dtype)
-    scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(dtype)
-    out = jnp.einsum("bkgts,bksd->bkgtd", weights, v, preferred_element_type=jnp.float32)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H * D)

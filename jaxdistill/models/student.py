@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from jaxdistill import hub
 from jaxdistill.config import StudentConfig, to_dict
+from jaxdistill.models import orbax
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import Decoder
-from jaxdistill.models.load import init_model, load_hf, with_lora
+from jaxdistill.models.load import (
+    abstract_model,
+    init_model,
+    load_hf,
+    param_shardings,
+    params_of,
+    with_lora,
+    with_params,
+)
 from jaxdistill.models.lora import Lora
 
 
@@ -24,8 +34,10 @@ def student_shape(student: StudentConfig, vocabulary: int, row_tokens: int) -> M
       ValueError: the tokenizer has ids that the checkpoint has no row for, or rows are longer than the context.
     """
     if student.init is not None:
-        folder = hub.fetch(student.init, student.revision)
-        shape = ModelConfig.from_hf(hub.read_config(folder), f"{folder}/config.json")
+        checkpoints = hub.is_checkpoints(student.init)
+        folder = Path(student.init) if checkpoints else hub.fetch(student.init, student.revision)
+        config = orbax.read_shape(folder) if checkpoints else hub.read_config(folder)
+        shape = ModelConfig.from_hf(config, f"{folder}/{hub.SHAPE if checkpoints else 'config.json'}")
         if vocabulary > shape.vocab_size:
             raise ValueError(
                 f"{folder}: {shape.vocab_size} embeddings for a tokenizer of {vocabulary} tokens; "
@@ -57,8 +69,22 @@ def start_student(student: StudentConfig, shape: ModelConfig, seed: int, mesh: M
     """Parameters before the first step, sharded; the same for the same config and seed, on any mesh."""
     lora = lora_of(student)
     base: Any = student.lora.base_dtype if student.lora else "float32"
-    if student.init is not None:
+    if student.init is not None and hub.is_checkpoints(student.init):
+        model = _from_checkpoints(Path(student.init), shape, mesh, base)
+    elif student.init is not None:
         model = load_hf(student.init, mesh, revision=student.revision, param_dtype=base)
     else:
         model = init_model(shape, seed, mesh=mesh, param_dtype=base)
     return model if lora is None else with_lora(model, lora, seed)
+
+
+def _from_checkpoints(folder: Path, shape: ModelConfig, mesh: Mesh | None, base: str) -> Decoder:
+    """The newest parameters of another run, as they were trained: fp32."""
+    if base != "float32":
+        raise ValueError(
+            f"student.lora.base_dtype: {base} starts from a Hugging Face checkpoint; export {folder} and name the "
+            "export in student.init."
+        )
+    model = abstract_model(shape, mesh=mesh)
+    _, params = orbax.load_params(folder, params_of(model), param_shardings(shape, mesh))
+    return with_params(model, params)

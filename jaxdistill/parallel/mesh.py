@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
@@ -25,14 +26,17 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(shape: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
+def make_mesh(shape: Mapping[str, int | None], devices: list[Any] | None = None) -> Mesh:
     """A mesh over `MESH_AXES`; one size may be -1, which takes the devices that remain.
 
+    Args:
+      shape: sizes by axis, and `slices`: groups of devices with a slower network between them, over which the axis
+        `data` runs; if absent or None, TPUs say themselves which slice they belong to.
     Raises:
-      ValueError: the sizes do not multiply out to the number of devices.
+      ValueError: the sizes do not multiply out to the number of devices, or the slices do not divide `data`.
     """
     devices = list(devices if devices is not None else jax.devices())
-    sizes = [shape.get(axis, 1) for axis in MESH_AXES]
+    sizes = [shape.get(axis) or 1 for axis in MESH_AXES]
     if sizes.count(-1) > 1:
         raise ValueError(f"mesh {dict(shape)}: only one axis may be -1.")
     known = 1
@@ -45,7 +49,34 @@ def make_mesh(shape: Mapping[str, int], devices: list[Any] | None = None) -> Mes
             f"the sizes must multiply out to {len(devices)} (-1 takes the rest)."
         )
     sizes = [len(devices) // known if s == -1 else s for s in sizes]
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = shape.get("slices") or len({getattr(d, "slice_index", 0) for d in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    return Mesh(_over_slices(sizes, slices, devices), MESH_AXES, axis_types=types)
+
+
+def _over_slices(sizes: list[int], slices: int, devices: list[Any]) -> np.ndarray:
+    """Devices in the mesh's shape: the first axis over slices, everything else inside of one."""
+    from jax.experimental import mesh_utils
+
+    if sizes[0] % slices:
+        raise ValueError(
+            f"mesh data={sizes[0]} does not divide over {slices} slices; set train.mesh.data to a multiple of it, for "
+            "the other axes need the fast links inside a slice."
+        )
+    named = {getattr(d, "slice_index", None) for d in devices}
+    hosts = {d.process_index for d in devices}
+    # where devices do not know of slices (GPUs, CPUs), hosts are what a slower network lies between
+    by_host = None in named or len(named) != slices
+    if by_host and len(hosts) != slices:
+        raise ValueError(
+            f"train.mesh.slices={slices}, but the devices are of {len(hosts)} processes and {len(named - {None})} "
+            "slices; leave it out, or set it to one of these."
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        [sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1], devices=devices, process_is_granule=by_host
+    )
 
 
 def sharding(

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxdistill import progress
-from jaxdistill.config import RunConfig, fingerprint, to_dict
-from jaxdistill.data.rows import Batches
-from jaxdistill.models import abstract_model, params_of, split_params
-from jaxdistill.models.student import lora_of, start_student, student_shape
-from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.records import RunDir, read_manifest, write_json
-from jaxdistill.tokenization import load_tokenizer
+from jaxdistill.config import RunConfig
+from jaxdistill.config.sections import ProfileConfig
+from jaxdistill.hub import SHAPE
+from jaxdistill.parallel import processes
+from jaxdistill.records import RunDir, write_json
 from jaxdistill.train.checkpoint import Checkpoints
-from jaxdistill.train.optimizer import make_optimizer, make_schedule
-from jaxdistill.train.step import init_state, make_step, put_batch, state_shardings
-
-METRICS = "metrics.jsonl"
-MODEL = "model.json"
+from jaxdistill.train.evaluation import Evaluator
+from jaxdistill.train.feed import read_ahead
+from jaxdistill.train.flops import FlopCounter, peak_flops
+from jaxdistill.train.metrics import BAD_STEPS, EVALUATIONS, METRICS, MetricsLog, Outputs
+from jaxdistill.train.setup import Training, describe, set_up, start_state
 
 
 def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
@@ -33,123 +27,162 @@ def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
 
     Returns:
       counts: steps, tokens, trained tokens, final loss, seconds and tokens/s of this process's steps.
+    Raises:
+      ValueError: bad input, a checkpoint of something else, a bad step under `on_bad_step: stop`, or a last checkpoint
+        that could not be saved.
+      processes.Stopped: SIGTERM came, and what was done is saved.
     """
     t = config.train
-    batches = Batches(run.tokens, batch_rows=t.batch_rows, seed=config.seed)
-    steps = t.steps or math.ceil((t.epochs or 0) * batches.rows / t.batch_rows)
-    mesh = make_mesh(to_dict(t.mesh))
-    vocabulary = len(load_tokenizer(str(run.tokenizer)))
-    student, lora = student_shape(config.student, vocabulary, batches.row_tokens), lora_of(config.student)
-    optimizer = make_optimizer(t.optimizer, steps)
-    shardings = state_shardings(student, optimizer, mesh, lora)
-    trained, frozen = split_params(params_of(start_student(config.student, student, config.seed, mesh)))
-    state = init_state(trained, optimizer, shardings)
-    step_fn = make_step(
-        abstract_model(student, dtype=t.compute_dtype, remat=t.remat, mesh=mesh, lora=lora),
-        optimizer,
-        shardings,
-        region_weights=(t.thinking_weight, t.answer_weight),
-        micro_batches=t.micro_batches,
-        seed=config.seed,
+    made = set_up(config, run)
+    checkpoints = Checkpoints(
+        run.checkpoints,
+        keep=t.keep_checkpoints,
+        keep_best=t.keep_best,
+        identity=made.identity,
+        accept=t.accept_changed,
+        say=progress.say,
     )
-    checkpoints = Checkpoints(run.checkpoints, keep=t.keep_checkpoints, identity=_identity(config, run))
-    write_json(run.checkpoints / MODEL, student.to_hf())
-    first = 0
-    if checkpoints.latest() is not None:
-        first, state = checkpoints.restore(state, shardings)
-        progress.say(f"  going on from the checkpoint at step {first:,} of {steps:,}")
+    if processes.is_first():
+        write_json(run.checkpoints / SHAPE, made.student.to_hf())
+    state, frozen, restored = start_state(config, made, checkpoints)
+    first = restored.step if restored else 0
+    if restored:
+        progress.say(f"  going on from the checkpoint at step {first:,} of {made.steps:,}")
     parameters = sum(p.size for p in jax.tree.leaves(state["params"]))
-    progress.say(
-        f"  {parameters:,} parameters, {steps:,} steps of {t.batch_rows} x {batches.row_tokens} tokens "
-        f"({steps * t.batch_rows / batches.rows:.1f} epochs) on {mesh.size} {jax.devices()[0].platform} device(s)"
-    )
-    log = MetricsLog(run.checkpoints / METRICS, after=first)
-    schedule = make_schedule(t.optimizer, steps)
-    shape = (t.batch_rows, batches.row_tokens)
-    with ThreadPoolExecutor(1) as reader, progress.bar("train", steps, done=first) as update:
-
-        def read(step: int):
-            return reader.submit(put_batch, lambda rows: batches.rows_of(step, rows), shape, mesh)
-
-        upcoming, pending = read(first), None
-        for step in range(first, steps):
-            batch = upcoming.result()
-            upcoming = read(step + 1)
-            state, metrics = step_fn(state, batch, frozen)
-            if pending is not None:  # one step late, so that the device never waits for the log
-                update(*log.add(*pending))
-            pending = (step, metrics, float(schedule(step)), batch)
-            if (step + 1) % t.log_every == 0 or step + 1 == steps:
-                update(*log.add(*pending))
-                log.write()
-                pending = None
-            if (step + 1) % t.checkpoint_every == 0 or step + 1 == steps:
-                checkpoints.save(step + 1, state)
-    checkpoints.wait()
-    checkpoints.close()
-    return {"parameters": parameters, "steps": steps, "epochs": steps * t.batch_rows / batches.rows} | log.summary()
+    progress.say(describe(made, parameters))
+    log = MetricsLog(FlopCounter(made.student, made.lora), peak_flops(jax.devices()[0], t.peak_tflops), made.mesh.size)
+    if restored:
+        log.carry_on(restored.progress)
+    evaluate = Evaluator(config, run, shared, made.rows, made.model, made.mesh) if t.evaluate else None
+    outputs = Outputs(run.checkpoints, config, after=first, say=progress.say)
+    try:
+        with progress.bar("train", made.steps, done=first) as update:
+            _Loop(config, made, checkpoints, log, outputs, evaluate, update, run.checkpoints).go(first, state, frozen)
+        checkpoints.finish(made.steps)
+    finally:
+        outputs.close()
+    counts = {"parameters": parameters, "steps": made.steps, "epochs": made.epochs} | log.summary()
+    return counts | ({"failed_saves": checkpoints.failed} if checkpoints.failed else {})
 
 
-class MetricsLog:
-    """Sums of the metrics since the last line, and the lines themselves in `metrics.jsonl`."""
+class _Loop:
+    """Step after step. A step's metrics are looked at while the devices do the next one, so that they never wait."""
 
-    def __init__(self, path: Path, *, after: int):
-        """Keeps the lines up to step `after`: later ones belong to steps that are about to be done again."""
-        self.path, self.sums, self.tokens, self.trained = path, [], 0, 0.0
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= after]
-        path.write_text("".join(line + "\n" for line in kept))
-        last = json.loads(kept[-1]) if kept else {}
-        self.tokens, self.trained, self.seconds = (
-            last.get("tokens", 0),
-            last.get("trained_tokens", 0),
-            last.get("seconds", 0.0),
-        )
-        self.last: dict[str, Any] = last
-        self.begun = self.mark = time.monotonic()
-        self.tokens_at_mark = self.tokens
+    def __init__(
+        self,
+        config: RunConfig,
+        made: Training,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        outputs: Outputs,
+        evaluate: Evaluator | None,
+        update: Any,
+        folder: Path,
+    ):
+        self.t, self.made, self.checkpoints, self.log, self.outputs = config.train, made, checkpoints, log, outputs
+        self.evaluate, self.update, self.folder = evaluate, update, folder
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
 
-    def add(
-        self, step: int, metrics: dict[str, jax.Array], learning_rate: float, batch: dict[str, jax.Array]
-    ) -> tuple[int, str]:
-        """Takes one step's metrics (waiting for them); returns what the progress bar shows."""
-        values = {k: float(v) for k, v in metrics.items()}
-        self.tokens += int(np.count_nonzero(np.asarray(batch["segment_ids"])))
-        self.trained += values["count"]
-        self.sums.append(values | {"step": step + 1, "learning_rate": learning_rate})
-        return step + 1, f"loss {values['loss']:.3f}"
+    def go(self, first: int, state: Any, frozen: Any) -> None:
+        steps = range(first, self.made.steps)
+        feed = read_ahead(self.made.rows, steps, self.made.shape, self.made.mesh, self.log.waited)
+        trace = contextlib.closing(_Trace(self.t.profile, self.folder / "profile"))
+        with processes.StopSignal() as stop, contextlib.closing(feed), trace as profiler:
+            for step, batch in feed:
+                profiler.before(step)
+                state, metrics = self.made.step(state, batch, frozen)
+                self._take_pending()
+                self.pending = (step, metrics)
+                self._end_of_step(step + 1, state, frozen, stop.requested(step + 1))
 
-    def write(self) -> None:
-        """Writes one line: means over the steps since the last, weighted by trained tokens."""
-        weight = sum(s["count"] for s in self.sums) or 1.0
-        now = time.monotonic()
-        self.seconds += now - self.mark
-        self.last = {
-            "step": self.sums[-1]["step"],
-            "loss": sum(s["loss"] * s["count"] for s in self.sums) / weight,
-            "accuracy": sum(s["accuracy"] * s["count"] for s in self.sums) / weight,
-            "learning_rate": self.sums[-1]["learning_rate"],
-            "gradient_norm": max(s["gradient_norm"] for s in self.sums),
-            "tokens": self.tokens,
-            "trained_tokens": round(self.trained),
-            "seconds": round(self.seconds, 3),
-            "tokens_per_second": round((self.tokens - self.tokens_at_mark) / max(now - self.mark, 1e-9)),
-        }
-        self.mark, self.tokens_at_mark, self.sums = now, self.tokens, []
-        with open(self.path, "a") as file:
-            file.write(json.dumps(self.last) + "\n")
+    def _end_of_step(self, done: int, state: Any, frozen: Any, stop: bool) -> None:
+        t, last = self.t, done == self.made.steps
+        evaluates = self.evaluate is not None and (done % self.t.evaluate.every == 0 or last)  # pyrefly: ignore
+        saves = done % t.checkpoint_every == 0 or last or stop or (evaluates and t.keep_best > 0)
+        loss = None
+        if evaluates or saves:
+            self._take_pending()  # what is saved holds the numbers of every step up to it
+        if evaluates:
+            loss = self._evaluate(done, state, frozen)
+        if saves:
+            self.checkpoints.save(done, state, progress=self.log.carried(), loss=loss)
+        if stop and not last:
+            self.checkpoints.finish(done)
+            raise processes.Stopped(f"asked to stop; the checkpoint at step {done:,} is saved.")
 
-    def summary(self) -> dict[str, Any]:
-        """Totals, over all the processes that a resumed run took."""
-        names = ("loss", "accuracy", "tokens", "trained_tokens", "seconds")
-        return {("final_" + n if n in ("loss", "accuracy") else n): self.last.get(n) for n in names}
+    def _take_pending(self) -> None:
+        """Waits for the metrics of the step before this one."""
+        if self.pending is None:
+            return
+        step, metrics = self.pending
+        self.pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        note = self.log.add(step, values)
+        if values["bad"]:
+            self._bad_step(step, values)
+        if (step + 1) % self.t.log_every == 0 or step + 1 == self.made.steps:
+            self.outputs.write(METRICS, self.log.line())
+        self.update(step + 1, note + (f", {values['skipped']:.0f} skipped" if values["skipped"] else ""))
+
+    def _bad_step(self, step: int, values: dict[str, float]) -> None:
+        """Writes down the batch of a step whose update was not applied, and stops if the config says so.
+
+        Raises:
+          ValueError: `on_bad_step: stop`, or too many in a row.
+        """
+        finite = abs(values["loss"]) < float("inf") and values["gradient_norm"] < float("inf")
+        reason = f"spike above {self.t.spike} x {values['mean_loss']:.4g}" if finite else "not finite"
+        rows = self.made.rows.row_numbers(step)
+        line = {"step": step + 1, "reason": reason, "action": self.t.on_bad_step, "rows": rows}
+        shown = {name: values[name] for name in ("loss", "gradient_norm", "accuracy", "learning_rate", "count")}
+        self.outputs.write(BAD_STEPS, line | {name: _plain(value) for name, value in shown.items()})
+        what = f"step {step + 1:,}: loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g} ({reason})"
+        where = f"its rows are in {self.folder / BAD_STEPS}"
+        if self.t.on_bad_step == "stop":
+            self.checkpoints.settle()
+            raise ValueError(
+                f"{what}; its update was not applied, and {where}. Lower the learning rate, or go on without such "
+                "batches by train.on_bad_step: skip."
+            )
+        if values["skipped_in_row"] >= self.t.max_skipped:
+            self.checkpoints.settle()
+            raise ValueError(f"{what}; it is bad step {self.t.max_skipped} in a row (train.max_skipped); {where}.")
+        progress.say(f"  WARNING: {what}: skipped; {where}")
+
+    def _evaluate(self, done: int, state: Any, frozen: Any) -> float | None:
+        assert self.evaluate is not None
+        resume_clock = self.log.pause()
+        line = self.evaluate(done, state["params"], frozen)
+        resume_clock()
+        self.outputs.write(EVALUATIONS, line)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float))
+        progress.say(f"  evaluation at step {done:,}: {shown}")
+        return line.get("loss")
 
 
-def _identity(config: RunConfig, run: RunDir) -> dict[str, Any]:
-    manifest = read_manifest(run.tokens)
-    return {
-        "train config": fingerprint(config.train),
-        "student config": fingerprint(config.student),
-        "data": fingerprint(manifest["config_hash"], manifest["counts"], manifest["inputs"]) if manifest else "",
-        "seed": config.seed,
-    }
+def _plain(value: float) -> float | str:
+    """JSON has no NaN and no infinity."""
+    return value if abs(value) < float("inf") else str(value)
+
+
+class _Trace:
+    """A trace of some steps by jax.profiler, for TensorBoard's profile plugin or Perfetto."""
+
+    def __init__(self, profile: ProfileConfig | None, folder: Path):
+        self._profile, self._folder, self._runs = profile, folder, False
+
+    def before(self, step: int) -> None:
+        """Starts or ends the trace where the config says so."""
+        if self._profile is None:
+            return
+        if step == self._profile.start:
+            jax.profiler.start_trace(str(self._folder))
+            self._runs = True
+        elif step == self._profile.start + self._profile.steps:
+            self.close()
+
+    def close(self) -> None:
+        if self._runs:
+            self._runs = False
+            jax.profiler.stop_trace()
+            progress.say(f"  profile: {self._folder}")

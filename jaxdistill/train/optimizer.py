@@ -34,10 +34,12 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW, or Muon on the layers' matrices beside AdamW on the rest.
+    """Clipping by global norm, then AdamW, Adafactor, or Muon on the layers' matrices beside AdamW on the rest.
 
-    Source: Loshchilov & Hutter 2019, arXiv:1711.05101; Jordan et al. 2024, Muon, with the update scale of
-    Liu et al. 2025, arXiv:2502.16982, section 2.2, which lets both share one learning rate.
+    Weight decay is decoupled and of matrices alone, whichever it is.
+
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101; Shazeer & Stern 2018, arXiv:1804.04235; Jordan et al. 2024,
+    Muon, with the update scale of Liu et al. 2025, arXiv:2502.16982, section 2.2, which lets both share one rate.
     """
     import optax.contrib
 
@@ -45,6 +47,14 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     if config.name == "adamw":
         update = optax.adamw(
             schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=_is_matrix
+        )
+    elif config.name == "adafactor":
+        update = optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+            optax.add_decayed_weights(config.weight_decay, mask=_is_matrix),
+            optax.scale_by_learning_rate(schedule),
         )
     else:
         update = optax.contrib.muon(

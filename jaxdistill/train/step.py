@@ -5,6 +5,7 @@ Dimension key: B rows, T tokens, M micro-batches.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill.losses import cross_entropy, shift
+from jaxdistill.losses import Layout, chunked_cross_entropy, shift
 from jaxdistill.models import (
     Decoder,
     Lora,
@@ -29,9 +30,12 @@ from jaxdistill.models import (
 from jaxdistill.parallel import mesh as meshes
 
 State = dict[str, Any]
-"""`params`, `optimizer` and `step`: plain nested containers of arrays."""
+"""`params`, `optimizer`, `step`, and `guard` (`mean_loss` of good steps, `skipped` bad ones, `skipped_in_row`): plain
+nested containers of arrays."""
 Batch = dict[str, jax.Array]
 """`tokens`, `regions`, `segment_ids`, `positions`, each [B, T]."""
+LOSS_MEMORY = 50
+"""A loss is a spike against the running mean of about so many good steps, and not before there were so many."""
 
 
 def loss_sums(
@@ -45,9 +49,18 @@ def loss_sums(
     """
     weights_BT = region_weights[batch["regions"].astype(jnp.int32)]
     targets_BT, weights_BT = shift(batch["tokens"], weights_BT, batch["segment_ids"])
-    logits_BTV = model(batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key)
-    total, count, hits = cross_entropy(logits_BTV, targets_BT, weights_BT)
-    return total, {"count": count, "hits": hits}
+    hidden_BTE = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key)
+    # the logits of a whole batch never exist, and prompts cost nothing in the vocabulary
+    total, count, found = chunked_cross_entropy(
+        hidden_BTE,
+        model.projection(),
+        targets_BT,
+        weights_BT,
+        softcap=model.config.final_softcap,
+        dtype=model.dtype,
+        layout=Layout(model.mesh) if model.mesh is not None and model.mesh.size > 1 else None,
+    )
+    return total, {"count": count, "hits": found["hits"]}
 
 
 def gradients(
@@ -79,7 +92,13 @@ def gradients(
     if micro_batches == 1:
         gradient, found = sums(params, batch, dropout_key)
     else:
-        parts = {k: v.reshape(micro_batches, -1, v.shape[1]) for k, v in batch.items()}
+        # every device gives an equal share of its own rows to each part, so that none of them has to move
+        parts = {
+            k: meshes.constrain(
+                v.reshape(-1, micro_batches, v.shape[1]).swapaxes(0, 1), (None, "batch", "sequence"), model.mesh
+            )
+            for k, v in batch.items()
+        }
         keys = None if dropout_key is None else jax.random.split(dropout_key, micro_batches)
         first = jax.tree.map(lambda x: x[0], (parts, keys))
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sums, params, *first))
@@ -100,11 +119,18 @@ def make_step(
     region_weights: tuple[float, float],
     micro_batches: int,
     seed: int = 0,
+    schedule: optax.Schedule | None = None,
+    spike: float | None = None,
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """The compiled step (state, batch, frozen parameters or nothing) -> (state, metrics); donates the state's buffers.
 
+    A step is bad if its loss or gradient is not finite, or its loss is a spike. Parameters and optimizer state then
+    stay as they were, to the bit, and `metrics["bad"]` is 1; this is decided on the devices, and nobody waits for it.
+
     Args:
       seed: of the adapters' dropout, which is a pure function of it and of the step.
+      schedule: the optimizer's, for `metrics["learning_rate"]`.
+      spike: a loss this many times its running mean is one; none is if absent.
     """
     weights = jnp.array((0.0, *region_weights), jnp.float32)
     dropout = model.lora is not None and model.lora.dropout > 0
@@ -114,12 +140,47 @@ def make_step(
         gradient, metrics = gradients(
             model, state["params"], batch, weights, micro_batches, frozen=frozen, dropout_key=key
         )
+        gradient = jax.lax.with_sharding_constraint(gradient, shardings["params"])
+        norm = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        metrics["gradient_norm"] = optax.tree.norm(gradient)
-        return {"params": params, "optimizer": optimizer_state, "step": state["step"] + 1}, metrics
+        good, guard = _judge(metrics["loss"], norm, state["guard"], state["step"], spike)
+        old = {"params": state["params"], "optimizer": state["optimizer"]}
+        kept = jax.tree.map(lambda n, o: jnp.where(good, n, o), {"params": params, "optimizer": optimizer_state}, old)
+        metrics |= {"gradient_norm": norm, "bad": 1 - good.astype(jnp.int32), **guard, **_sizes(batch, model.config)}
+        if schedule is not None:
+            # a step that was not taken does not move the optimizer's own count either
+            metrics["learning_rate"] = jnp.float32(schedule(state["step"] - state["guard"]["skipped"]))
+        return kept | {"step": state["step"] + 1, "guard": guard}, metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _judge(
+    loss: jax.Array, norm: jax.Array, guard: dict[str, jax.Array], step: jax.Array, spike: float | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(whether a step is good, the guard after it)."""
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    taken = step - guard["skipped"]
+    if spike is not None:
+        good &= (loss <= spike * guard["mean_loss"]) | (taken < LOSS_MEMORY)
+    # a plain mean at first, then one that forgets
+    share = 1.0 / jnp.minimum(taken + 1, LOSS_MEMORY)
+    mean = guard["mean_loss"] + share * (loss - guard["mean_loss"])
+    return good, {
+        "mean_loss": jnp.where(good, mean, guard["mean_loss"]),
+        "skipped": jnp.where(good, guard["skipped"], guard["skipped"] + 1),
+        "skipped_in_row": jnp.where(good, 0, guard["skipped_in_row"] + 1),
+    }
+
+
+def _sizes(batch: Batch, config: ModelConfig) -> dict[str, jax.Array]:
+    """`tokens` that are no padding, and the query-key `pairs` of their attention, over all layers."""
+    real = batch["segment_ids"] > 0
+    seen = (batch["positions"] + 1).astype(jnp.float32)
+    windows = collections.Counter(kind.window for kind in config.kinds)
+    pairs = sum(n * jnp.sum(jnp.where(real, jnp.minimum(seen, w or jnp.inf), 0.0)) for w, n in windows.items())
+    return {"tokens": jnp.sum(real, dtype=jnp.int32), "pairs": jnp.float32(pairs)}
 
 
 def state_shardings(
@@ -129,21 +190,39 @@ def state_shardings(
     params, _ = split_params(param_shardings(config, mesh, lora=lora))
     by_path = {tuple(k.key for k in path): s for path, s in jax.tree.leaves_with_path(params)}
     trained, _ = split_params(params_of(abstract_model(config, lora=lora)))
+    by_shape = {tuple(k.key for k in path): x.shape for path, x in jax.tree.leaves_with_path(trained)}
     shapes = jax.eval_shape(optimizer.init, trained)
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def of(path: Any, leaf: Any) -> NamedSharding:
         keys = tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))
-        matches = [s for own, s in by_path.items() if keys[-len(own) :] == own and leaf.ndim == len(s.spec)]
+        # Adafactor's rows and columns have their parameter's path, and not its shape
+        matches = [by_path[own] for own, shape in by_shape.items() if keys[-len(own) :] == own and leaf.shape == shape]
         return matches[0] if matches else replicated
 
-    return {"params": params, "optimizer": jax.tree.map_with_path(of, shapes), "step": replicated}
+    return {
+        "params": params,
+        "optimizer": jax.tree.map_with_path(of, shapes),
+        "step": replicated,
+        "guard": dict.fromkeys(GUARD, replicated),
+    }
+
+
+GUARD = {"mean_loss": np.float32(0), "skipped": np.int32(0), "skipped_in_row": np.int32(0)}
+"""Before the first step."""
+
+
+def state_shapes(params: Any, optimizer: optax.GradientTransformation) -> State:
+    """The state's shapes and dtypes, to be restored into: no memory."""
+    step = np.int32(0)
+    return jax.eval_shape(lambda p: {"params": p, "optimizer": optimizer.init(p), "step": step, "guard": GUARD}, params)
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, shardings: State) -> State:
     """The state before the first step; moments are created sharded."""
     state = jax.jit(optimizer.init, out_shardings=shardings["optimizer"])(params)
-    return {"params": params, "optimizer": state, "step": jax.device_put(np.int32(0), shardings["step"])}
+    rest = {"step": np.int32(0), "guard": GUARD}
+    return {"params": params, "optimizer": state} | jax.device_put(rest, {k: shardings[k] for k in rest})
 
 
 def put_batch(rows_of: Callable[[slice], dict[str, np.ndarray]], shape: tuple[int, int], mesh: Mesh) -> Batch:

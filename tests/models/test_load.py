@@ -89,8 +89,8 @@ def test_stored_and_parameter_dtypes(whole, tmp_path, stored, param_dtype):
 
 
 def test_another_parameter_dtype_is_refused(whole):
-    with pytest.raises(ValueError, match="param_dtype is 'int8'; choose float32 or bfloat16"):
-        load_hf(whole, param_dtype="int8")
+    with pytest.raises(ValueError, match="param_dtype is 'float16'; choose one of float32, bfloat16, int8, nf4"):
+        load_hf(whole, param_dtype="float16")
 
 
 def test_a_tied_checkpoint_may_repeat_the_embedding_and_hold_rotary_frequencies(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxdistill.config import load
+from jaxdistill.parallel.processes import STOPPED
 from jaxdistill.records import RunDir
 from tests.helpers import prepared_run, tiny_config
 
@@ -38,6 +40,24 @@ def parameters(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "run" / "export" / "model.safetensors")
 
 
+def numbers(folder: Path) -> list[tuple]:
+    """What the log says of every line but its times."""
+    lines = (folder / "run" / "checkpoints" / "metrics.jsonl").read_text().splitlines()
+    names = ("step", "loss", "learning_rate", "tokens", "trained_tokens", "skipped")
+    return [tuple(json.loads(line)[name] for name in names) for line in lines]
+
+
+def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+    """Returns once the log has a line of this step, or the process has ended."""
+    metrics = folder / "run" / "checkpoints" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        if lines and lines[-1].endswith("}") and json.loads(lines[-1])["step"] >= step:
+            return
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -48,16 +68,9 @@ def undisturbed(tmp_path_factory):
 
 def test_killed_and_resumed_is_bitwise_the_same(undisturbed, tmp_path):
     prepared_run(tmp_path)
-    metrics = tmp_path / "run" / "checkpoints" / "metrics.jsonl"
     for kill in range(KILLS):
         process = train(tmp_path)
-        deadline = time.monotonic() + 200
-        wanted = 8 * (kill + 1)
-        while time.monotonic() < deadline and process.poll() is None:
-            lines = metrics.read_text().splitlines() if metrics.exists() else []
-            if lines and json.loads(lines[-1])["step"] >= wanted:
-                break
-            time.sleep(0.02)
+        wait_for_step(process, tmp_path, 8 * (kill + 1))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     output = finish(train(tmp_path))
@@ -66,9 +79,38 @@ def test_killed_and_resumed_is_bitwise_the_same(undisturbed, tmp_path):
     assert want.keys() == got.keys()
     for name, tensor in want.items():
         np.testing.assert_array_equal(got[name], tensor)
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == 30
+    assert numbers(tmp_path) == numbers(undisturbed)
+    assert numbers(tmp_path)[-1][0] == 30
+
+
+def test_sigterm_saves_ends_with_its_own_code_and_loses_nothing(undisturbed, tmp_path):
+    prepared_run(tmp_path)
+    process = train(tmp_path, "train.checkpoint_every=1000")
+    wait_for_step(process, tmp_path, 4)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == STOPPED == 75, output
+    saved = re.search(r"the checkpoint at step (\d+) is saved. The same command goes on from here", output)
+    assert saved and 4 <= int(saved[1]) < 30
+    assert f"going on from the checkpoint at step {saved[1]} of 30" in finish(train(tmp_path))
+    for name, tensor in parameters(undisturbed).items():
+        np.testing.assert_array_equal(parameters(tmp_path)[name], tensor)
+    assert numbers(tmp_path) == numbers(undisturbed)
+
+
+def test_fewer_devices_go_on_with_the_same_rows_and_losses(undisturbed, tmp_path):
+    """Saved on eight devices, continued on two."""
+    prepared_run(tmp_path)
+    process = train(tmp_path, "train.checkpoint_every=1000")
+    wait_for_step(process, tmp_path, 4)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=200)
+    assert process.returncode == STOPPED
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    assert "on 2 cpu device(s)" in finish(train(tmp_path, "train.micro_batches=4", env=os.environ | flags))
+    got, want = (np.array(numbers(f)) for f in (tmp_path, undisturbed))
+    np.testing.assert_array_equal(got[:, [0, 3, 4]], want[:, [0, 3, 4]])
+    np.testing.assert_allclose(got[:, 1], want[:, 1], rtol=5e-3)  # bf16 products, summed in another order
 
 
 def test_a_finished_run_is_not_trained_again_and_a_changed_config_is_refused(undisturbed):
@@ -84,10 +126,13 @@ def test_an_unfinished_run_of_another_config_is_refused(tmp_path, undisturbed):
     prepared_run(tmp_path)
     finish(train(tmp_path, "train.steps=6", "train.checkpoint_every=6"))
     (tmp_path / "run" / "checkpoints" / "manifest.json").unlink()
-    process = train(tmp_path, "train.optimizer.learning_rate=0.5")
+    process = train(tmp_path, "train.optimizer.learning_rate=0.5", "train.steps=6")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "was made with another train config" in output
+    assert "was made with another config, data set or model (train.optimizer.learning_rate: 0.003 -> 0.5)" in output
+    named = "train.accept_changed=[train.optimizer.learning_rate]"
+    output = finish(train(tmp_path, "train.optimizer.learning_rate=0.5", "train.steps=6", named))
+    assert "accepted: train.optimizer.learning_rate: 0.003 -> 0.5" in output
 
 
 def test_a_row_longer_than_the_context_is_refused(tmp_path):

@@ -28,6 +28,7 @@ CONFIG = ModelConfig.from_hf(
     }
 )
 WEIGHTS = jnp.array([0.0, 0.5, 1.0])
+RATES = {"adamw": 1e-2, "muon": 1e-2, "adafactor": 1e-1}
 
 
 def examples(count=24, seed=0):
@@ -76,21 +77,21 @@ def test_gradient_does_not_depend_on_packing(whole):
 
 
 @pytest.mark.parametrize(
-    "shape",
+    ("shape", "micro_batches"),
     [
-        {"fsdp": 8},
-        {"data": 2, "fsdp": 2, "tensor": 2},
-        {"data": 4, "context": 2},
-        {"fsdp": 2, "tensor": 2, "context": 2},
+        ({"fsdp": 8}, 1),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 2),
+        ({"data": 4, "context": 2}, 1),
+        ({"fsdp": 2, "tensor": 2, "context": 2}, 4),
     ],
 )
-def test_eight_devices_equal_one(whole, shape):
+def test_eight_devices_equal_one(whole, shape, micro_batches):
     _, batch, gradient, metrics = whole
     mesh = make_mesh(shape)
     model = init_model(CONFIG, 0, mesh=mesh)
     arrays = {k: np.asarray(v) for k, v in batch.items()}
     spread = put_batch(lambda rows: {k: v[rows] for k, v in arrays.items()}, arrays["tokens"].shape, mesh)
-    step = jax.jit(lambda p, b: gradients(abstract_model(CONFIG, mesh=mesh), p, b, WEIGHTS, 1))
+    step = jax.jit(lambda p, b: gradients(abstract_model(CONFIG, mesh=mesh), p, b, WEIGHTS, micro_batches))
     found, found_metrics = step(params_of(model), spread)
     close(gradient, jax.device_get(found))
     np.testing.assert_allclose(metrics["loss"], found_metrics["loss"], rtol=1e-5)
@@ -127,10 +128,20 @@ def test_moments_are_sharded_as_their_parameters(name):
     assert all(x.addressable_shards[0].data.shape == (2, 8, 24) for x in sharded)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_adafactor_holds_rows_and_columns_in_place_of_matrices():
+    config = ModelConfig.from_hf(CONFIG.to_hf() | {"hidden_size": 128, "intermediate_size": 256})
+    params = jax.eval_shape(lambda: params_of(init_model(config, 0)))
+    optimizer = make_optimizer(OptimizerConfig(name="adafactor", learning_rate=1e-2), 10)
+    moments = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
+    assert sum(m.size for m in moments) < 0.2 * sum(p.size for p in jax.tree.leaves(params))
+    shardings = state_shardings(config, optimizer, make_mesh({"fsdp": 8}))
+    assert len(jax.tree.leaves(shardings["optimizer"])) == len(moments)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
 def test_training_learns_a_fixed_batch(name):
     mesh = make_mesh({"fsdp": 8})
-    optimizer = make_optimizer(OptimizerConfig(name=name, learning_rate=1e-2, schedule="constant"), 40)
+    optimizer = make_optimizer(OptimizerConfig(name=name, learning_rate=RATES[name], schedule="constant"), 40)
     shardings = state_shardings(CONFIG, optimizer, mesh)
     state = init_state(params_of(init_model(CONFIG, 0, mesh=mesh)), optimizer, shardings)
     step = make_step(
@@ -146,9 +157,10 @@ def test_training_learns_a_fixed_batch(name):
     assert losses[-1] < 1
 
 
-def test_only_matrices_are_decayed():
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_only_matrices_are_decayed(name):
     optimizer = make_optimizer(
-        OptimizerConfig(learning_rate=1.0, weight_decay=0.1, schedule="constant", warmup_share=0), 10
+        OptimizerConfig(name=name, learning_rate=1.0, weight_decay=0.1, schedule="constant", warmup_share=0), 10
     )
     params = jax.tree.map(jnp.ones_like, params_of(init_model(CONFIG, 0)))
     zero = jax.tree.map(jnp.zeros_like, params)

@@ -1,0 +1,280 @@
+"""One sweep over chunks of trained tokens: project, score, and form the gradients at once.
+
+Dimension key: N tokens of a device, C tokens of a chunk, E width, V vocabulary, W columns of it that a device holds.
+
+Logits exist for one chunk at a time. Tokens that no loss weighs are compacted away first, so they never reach the
+projection; the number of chunks is a traced number, so that shapes are static and masked tokens still cost nothing. The
+gradients by hidden states and projection are formed in the forward sweep, while the chunk's logits are there: three
+matrix products instead of the four of a backward pass that projects again (Liger Kernel, Hsu et al. 2024,
+arXiv:2410.10989, section 3.2, does the same). Without differentiation there is one product alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxdistill.losses.vocabulary import LOWEST, Layout, Vocabulary
+
+Sums = dict[str, jax.Array]
+Inputs = dict[str, jax.Array]
+Head = tuple[jax.Array, jax.Array]
+"""(hidden states [..., E], projection [V, E])"""
+
+CHUNK_BYTES = {"cpu": 160 << 20, "gpu": 512 << 20, "tpu": 512 << 20}
+"""fp32 logits of one chunk, by backend. Measured on a CPU alone (tools/bench_losses.py): larger chunks add to the
+projection's gradient less often, smaller ones save memory. GPU and TPU: unmeasured."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What is computed of one chunk. Instances are hashable: they are static to the compiler."""
+
+    def __call__(
+        self, logits: jax.Array, teacher: jax.Array | None, inputs: Inputs, vocabulary: Vocabulary
+    ) -> tuple[Sums, jax.Array]:
+        """fp32 logits [C, W], the teacher's likewise, inputs [C, ...] -> (weighted values [C] by name, slopes [C, W]).
+
+        The slopes are the derivative of the value named "sum" by the student's logits.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is static in a sweep.
+
+    Attributes:
+      vocabulary: number of real tokens; columns beyond are left out.
+      chunk: tokens projected at once, on each device.
+      dtype: of the matrix products' inputs; products are summed in fp32.
+      softcap: logits are softcap * tanh(logits / softcap); None: as they are.
+      layout: how the arrays lie on a mesh; None on one device.
+    """
+
+    objective: Objective
+    vocabulary: int
+    chunk: int | None
+    dtype: Any
+    softcap: float | None = None
+    teacher_softcap: float | None = None
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; project at least one token at a time.")
+        for name, cap in (("softcap", self.softcap), ("teacher_softcap", self.teacher_softcap)):
+            if cap is not None and cap <= 0:
+                raise ValueError(f"{name} is {cap}; set it above 0, or None for logits as they are.")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def sweep(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs) -> Sums:
+    """Totals over all tokens by name; "sum" is differentiable by the student's hidden states and projection alone.
+
+    Args:
+      inputs: per-token arrays, [..., E]'s leading axes first; "used" (bool) says which tokens are looked at.
+    """
+    return _run(plan, student, teacher, inputs, gradients=False)[0]
+
+
+def _forward(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs) -> tuple[Sums, Head]:
+    return _run(plan, student, teacher, inputs, gradients=True)
+
+
+def _backward(plan: Plan, saved: Head, cotangents: Sums) -> tuple[Any, ...]:
+    scaled = tuple((g * cotangents["sum"]).astype(g.dtype) for g in saved)
+    return scaled, None, None
+
+
+sweep.defvjp(_forward, _backward)
+
+
+def _run(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, gradients: bool) -> tuple[Sums, Any]:
+    """(totals, gradients in the student's shapes and dtypes), by one device or by every device of a mesh."""
+    if plan.layout is None:
+        return _run_local(plan, student, teacher, inputs, gradients)
+    layout, lead = plan.layout, student[0].ndim - 1
+    columns = layout.mesh.shape[layout.columns]
+    width = -(-student[1].shape[0] // columns) * columns
+    padded = (student[0], _resize(student[1], width))
+    teacher = None if teacher is None else (teacher[0], _resize(teacher[1], width))
+    weights = PartitionSpec(layout.columns, layout.embed)
+
+    def spec_of(head: Head, name: str) -> tuple[PartitionSpec, PartitionSpec]:
+        tokens = layout.tokens(head[0].shape, lead)
+        layout.check(head[0].shape, tokens, f"{name} hidden states")
+        layout.check(head[1].shape, weights, f"{name} projection")
+        return tokens, weights
+
+    student_spec = spec_of(padded, "student")
+    run = jax.shard_map(
+        functools.partial(_run_local, plan, gradients=gradients),
+        mesh=layout.mesh,
+        in_specs=(
+            student_spec,
+            None if teacher is None else spec_of(teacher, "teacher"),
+            {name: layout.tokens(x.shape, lead) for name, x in inputs.items()},
+        ),
+        out_specs=(PartitionSpec(), student_spec if gradients else PartitionSpec()),
+        check_vma=False,  # what is equal on which devices is made so below, by hand
+    )
+    sums, found = run(padded, teacher, inputs)
+    return sums, (found[0], _resize(found[1], student[1].shape[0])) if gradients else found
+
+
+def _resize(projection: jax.Array, rows: int) -> jax.Array:
+    """Cuts off padded tokens, or adds some, so that columns of student and teacher lie on the same devices."""
+    V = projection.shape[0]
+    return projection[:rows] if rows <= V else jnp.pad(projection, ((0, rows - V), (0, 0)))
+
+
+def _run_local(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, gradients: bool) -> tuple[Sums, Any]:
+    """The sweep over the tokens and columns of one device."""
+    layout = plan.layout
+    hidden, projection = student
+    lead, E = hidden.ndim - 1, hidden.shape[-1]
+    tokens = hidden.reshape(-1, hidden.shape[-1])
+    weights = _whole_width(projection, plan)
+    W = weights.shape[0]
+    if layout is None:
+        first, columns = jnp.int32(0), 1
+    else:
+        columns = layout.mesh.shape[layout.columns]
+        first = jax.lax.axis_index(layout.columns) * W
+    vocabulary = Vocabulary(
+        first, plan.vocabulary, W * columns > plan.vocabulary, layout.columns if layout and columns > 1 else None
+    )
+    if teacher is not None:
+        # a teacher with another number of padded columns gets the student's
+        teacher = teacher[0].reshape(-1, teacher[0].shape[-1]), _resize(_whole_width(teacher[1], plan), W)
+    inputs = {name: x.reshape(-1, *x.shape[lead:]) for name, x in inputs.items()}
+    sums, gradient = _loop(plan, (tokens, weights), teacher, inputs, vocabulary, gradients)
+
+    if layout is not None:
+        sums = jax.lax.psum(sums, layout.token_axes(lead))
+    if not gradients:
+        return sums, ()
+    by_hidden, by_weights = gradient
+    if layout is not None:
+        by_hidden = jax.lax.psum(by_hidden, layout.columns)
+        axes = layout.token_axes(lead)
+        by_weights = jax.lax.psum(by_weights, tuple(a for a in axes if a != layout.embed))
+        if layout.embed in axes:
+            by_weights = jax.lax.psum_scatter(by_weights, layout.embed, scatter_dimension=1, tiled=True)
+        else:
+            size = projection.shape[1]
+            by_weights = jax.lax.dynamic_slice_in_dim(by_weights, jax.lax.axis_index(layout.embed) * size, size, 1)
+    return sums, (by_hidden.reshape(*hidden.shape[:-1], E).astype(hidden.dtype), by_weights.astype(projection.dtype))
+
+
+def _whole_width(projection: jax.Array, plan: Plan) -> jax.Array:
+    """This device's columns of the projection at full width E, in the products' dtype: [W, E]."""
+    projection = projection.astype(plan.dtype)
+    if plan.layout is None:
+        return projection
+    return jax.lax.all_gather(projection, plan.layout.embed, axis=1, tiled=True)
+
+
+def default_chunk(columns: int) -> int:
+    """Tokens whose fp32 logits fill `CHUNK_BYTES`, a power of two."""
+    tokens = CHUNK_BYTES.get(jax.default_backend(), CHUNK_BYTES["gpu"]) // (4 * columns)
+    return 1 << max(tokens.bit_length() - 1, 3)
+
+
+def _loop(
+    plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, vocabulary: Vocabulary, gradients: bool
+) -> tuple[Sums, Any]:
+    """Chunk after chunk of the used tokens; gradients are fp32 [N, E] and [W, E]."""
+    tokens, weights = student
+    (N, E), W = tokens.shape, weights.shape[0]
+    C = min(plan.chunk or default_chunk(W), max(N, 1))
+    slots = -(-N // C) * C
+    used = inputs["used"]
+    order = jnp.nonzero(used, size=slots, fill_value=N)[0]  # positions of the used tokens, then N
+
+    def score(at: jax.Array) -> tuple[jax.Array, jax.Array, Sums, jax.Array]:
+        rows = jax.lax.dynamic_slice_in_dim(order, at * C, C)
+
+        def take(x: jax.Array) -> jax.Array:
+            return x.at[rows].get(mode="fill", fill_value=0)
+
+        chunk = take(tokens).astype(plan.dtype)
+        logits = _logits(chunk, weights, plan.softcap)
+        theirs = None
+        if teacher is not None:
+            theirs = vocabulary.drop_padding(
+                _logits(take(teacher[0]).astype(plan.dtype), teacher[1], plan.teacher_softcap), LOWEST
+            )
+        values, slopes = plan.objective(
+            vocabulary.drop_padding(logits, LOWEST), theirs, {n: take(x) for n, x in inputs.items()}, vocabulary
+        )
+        if gradients and plan.softcap is not None:
+            slopes = slopes * (1 - jnp.square(logits / plan.softcap))
+        return chunk, rows, values, slopes
+
+    names = jax.eval_shape(score, jnp.int32(0))[2]
+    carry: Any = {name: jnp.zeros((), jnp.float32) for name in names}
+    if gradients:
+        carry = (carry, jnp.zeros((slots, E), jnp.float32), jnp.zeros((W, E), jnp.float32))
+
+    def body(at: jax.Array, carry: Any) -> Any:
+        sums = carry[0] if gradients else carry
+        chunk, _, values, slopes = score(at)
+        sums = {name: total + jnp.sum(values[name]) for name, total in sums.items()}
+        if not gradients:
+            return sums
+        by_chunk = _product(slopes, weights, ((1,), (0,)), plan.dtype)
+        by_hidden = jax.lax.dynamic_update_slice_in_dim(carry[1], by_chunk, at * C, 0)
+        return sums, by_hidden, _add_outer(carry[2], slopes, chunk, plan.dtype)
+
+    found = jax.lax.fori_loop(0, (jnp.sum(used) + C - 1) // C, body, carry)
+    if not gradients:
+        return found, ()
+    sums, compact, by_weights = found
+    # back to where the tokens came from; a gather, as scatters are slow
+    place = jnp.clip(jnp.cumsum(used) - 1, 0)
+    return sums, (jnp.where(used[:, None], compact[place], 0.0), by_weights)
+
+
+def _logits(tokens: jax.Array, weights: jax.Array, cap: float | None) -> jax.Array:
+    logits = _product(tokens, weights, ((1,), (1,)), weights.dtype)
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def _product(a: jax.Array, b: jax.Array, contract: Any, dtype: Any) -> jax.Array:
+    return jax.lax.dot_general(
+        a.astype(dtype), b.astype(dtype), (contract, ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+BLOCK = 1 << 14
+"""Columns whose gradient a CPU forms at once."""
+
+
+def _add_outer(gradient: jax.Array, slopes: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """gradient [W, E] + slopes [C, W]^T tokens [C, E]."""
+
+    def in_blocks(gradient: jax.Array, slopes: jax.Array, tokens: jax.Array) -> jax.Array:
+        # a CPU's product is written before it is added: in blocks, that needs no second array of the projection's size,
+        # and in a loop, it cannot form all blocks before adding the first. It contracts over tokens faster in fp32
+        def add(gradient: jax.Array, start: Any, size: int) -> jax.Array:
+            part = jax.lax.dynamic_slice_in_dim(slopes, start, size, 1)
+            more = _product(part, tokens, ((0,), (0,)), jnp.float32)
+            old = jax.lax.dynamic_slice_in_dim(gradient, start, size, 0)
+            return jax.lax.dynamic_update_slice_in_dim(gradient, old + more, start, 0)
+
+        blocks, rest = divmod(gradient.shape[0], BLOCK)
+        if blocks:
+            gradient = jax.lax.fori_loop(0, blocks, lambda at, g: add(g, at * BLOCK, BLOCK), gradient)
+        return add(gradient, blocks * BLOCK, rest) if rest else gradient
+
+    def at_once(gradient: jax.Array, slopes: jax.Array, tokens: jax.Array) -> jax.Array:
+        return gradient + _product(slopes, tokens, ((0,), (0,)), dtype)
+
+    return jax.lax.platform_dependent(gradient, slopes, tokens, cpu=in_blocks, default=at_once)

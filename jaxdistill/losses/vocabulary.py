@@ -1,0 +1,113 @@
+"""Sums, maxima and picks along the vocabulary, whose columns may be spread over the devices of one mesh axis.
+
+Dimension key: C tokens of a chunk, W columns that this device holds, k picked columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+LOWEST = -1e30
+"""The logit of a column that is not there: its probability is exactly 0, and unlike -inf it never makes a NaN."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which mesh axes split hidden states [B, T, E] (or [N, E]) and a vocabulary projection [V, E].
+
+    The defaults are those of the project's table of sharding rules.
+
+    Attributes:
+      rows: axes that split B (or N); every device compacts the trained tokens of its own rows.
+      positions: the axis that splits T.
+      columns: the axis that splits V: it is never gathered; log-sum-exps are summed over it.
+      embed: the axis that splits the projection's E: it is gathered, as FSDP does with every weight.
+    """
+
+    mesh: Mesh
+    rows: tuple[str, ...] = ("data", "fsdp")
+    positions: str = "context"
+    columns: str = "tensor"
+    embed: str = "fsdp"
+
+    def tokens(self, shape: tuple[int, ...], lead: int) -> PartitionSpec:
+        """How an array is split whose first `lead` axes (1 or 2) count tokens."""
+        return PartitionSpec(*(self.rows, self.positions)[:lead], *(None,) * (len(shape) - lead))
+
+    def token_axes(self, lead: int) -> tuple[str, ...]:
+        return (*self.rows, self.positions)[: len(self.rows) + lead - 1]
+
+    def check(self, shape: tuple[int, ...], spec: PartitionSpec, name: str) -> None:
+        """Raises ValueError where the mesh does not divide the shape."""
+        for size, axes in zip(shape, spec, strict=True):
+            ways = int(np.prod([self.mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())]))
+            if size % ways:
+                raise ValueError(
+                    f"{name} {shape}: an axis of size {size} does not divide over {axes}={ways} devices; "
+                    "choose a mesh that divides it."
+                )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The columns of a chunk of logits [C, W] that this device holds.
+
+    Attributes:
+      first: token id of column 0.
+      size: number of real tokens; columns beyond are padding.
+      padded: whether there are any.
+      axis: the mesh axis over which the columns are spread; None if all are here.
+    """
+
+    first: jax.Array
+    size: int
+    padded: bool
+    axis: str | None
+
+    def columns(self, logits: jax.Array) -> jax.Array:
+        """Token ids of the columns, int32 [1, W]."""
+        return self.first + jax.lax.broadcasted_iota(jnp.int32, (1, logits.shape[-1]), 1)
+
+    def drop_padding(self, x: jax.Array, fill: float) -> jax.Array:
+        """`fill` instead of what padded columns hold."""
+        return jnp.where(self.columns(x) < self.size, x, fill) if self.padded else x
+
+    def total(self, x: jax.Array) -> jax.Array:
+        """[C, W] -> sums over the vocabulary, [C]."""
+        local = jnp.sum(x, axis=-1)
+        return local if self.axis is None else jax.lax.psum(local, self.axis)
+
+    def max(self, x: jax.Array) -> jax.Array:
+        local = jnp.max(x, axis=-1)
+        return local if self.axis is None else jax.lax.pmax(local, self.axis)
+
+    def logsumexp(self, x: jax.Array) -> jax.Array:
+        top = self.max(x)
+        return top + jnp.log(self.total(jnp.exp(x - top[:, None])))
+
+    def pick(self, x: jax.Array, ids: jax.Array) -> jax.Array:
+        """x [C, W] at token ids [C, k] -> [C, k]; 0 where an id is not a token."""
+        local = ids - self.first
+        inside = (local >= 0) & (local < x.shape[-1]) & (ids < self.size)
+        found = jnp.take_along_axis(x, jnp.clip(local, 0, x.shape[-1] - 1), axis=-1)
+        found = jnp.where(inside, found, 0.0)
+        return found if self.axis is None else jax.lax.psum(found, self.axis)
+
+    def is_argmax(self, x: jax.Array, ids: jax.Array) -> jax.Array:
+        """Whether the first of the highest columns is `ids` [C]; bool [C]."""
+        # not jnp.argmax: a minimum over column numbers is several times faster on CPUs, and needs no gather when spread
+        highest = jnp.where(x == self.max(x)[:, None], self.columns(x), jnp.iinfo(jnp.int32).max)
+        first = jnp.min(highest, axis=-1)
+        return ids == (first if self.axis is None else jax.lax.pmin(first, self.axis))
+
+    def slots(self, x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Where to scatter into x [C, W] for token ids [C, k]; ids that are not here land outside (mode="drop")."""
+        local = ids - self.first
+        inside = (local >= 0) & (local < x.shape[-1])
+        rows = jax.lax.broadcasted_iota(jnp.int32, ids.shape, 0)
+        return rows, jnp.where(inside, local, x.shape[-1])

@@ -1,0 +1,68 @@
+"""Parameters out of the Orbax checkpoints that training wrote, for exports and warm starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxdistill.hub import SHAPE
+
+
+def read_shape(folder: Path) -> dict[str, Any]:
+    """The shape of the model whose checkpoints lie in `folder`, in Hugging Face's names."""
+    return json.loads((folder / SHAPE).read_text())
+
+
+def flat_name(path: Any) -> str:
+    """A flat name for an array, such as `params/layers/q`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def abstract_arrays(template: Any, shardings: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """What is to be restored, by flat name: shapes, dtypes and places, and no memory."""
+    return {
+        flat_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        for (path, leaf), where in zip(jax.tree.leaves_with_path(template), jax.tree.leaves(shardings), strict=True)
+    }
+
+
+def named_like(template: Any, arrays: dict[str, Any]) -> Any:
+    """Arrays by flat name as a tree like `template`."""
+    leaves = [arrays[flat_name(path)] for path, _ in jax.tree.leaves_with_path(template)]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def load_params(folder: Path, params: Any, shardings: Any) -> tuple[int, Any]:
+    """The parameters alone, of the newest checkpoint in `folder`: (step, params).
+
+    Args:
+      params: arrays or shapes like them; nothing else of the checkpoint is read.
+    Raises:
+      ValueError: no checkpoint there, or one of another model.
+    """
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+        step = manager.latest_step()
+    if step is None:
+        raise ValueError(f"{folder}: no checkpoint; run `jaxdistill train` first.")
+    named = {"params": params}
+    abstract = abstract_arrays(named, shardings)
+    with ocp.PyTreeCheckpointer() as reader:
+        state = folder.absolute() / str(step) / "state"
+        _check_shapes(f"{folder}/{step}", dict(reader.metadata(state).item_metadata.tree), abstract)
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        restore = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
+        arrays = reader.restore(state, args=restore)
+    return step, named_like(named, arrays)["params"]
+
+
+def _check_shapes(where: str, saved: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+    for name, array in wanted.items():
+        found = tuple(saved[name].shape) if name in saved else None
+        if found != array.shape:
+            has = f"has {name} of shape {found}" if found else f"has no {name}"
+            raise ValueError(f"{where}: the checkpoint {has}, and the student's is {array.shape}; it is another model.")

@@ -1,0 +1,136 @@
+"""Several processes as one program: how they start, who writes, where they meet, how they end.
+
+Nothing here imports JAX until there are processes to start, for the command line asks on its way to any stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+STOPPED = 75
+"""Exit code of a training that saved itself after SIGTERM (EX_TEMPFAIL of sysexits.h: give the same command again)."""
+
+
+class Stopped(Exception):
+    """A stage was asked to end, has saved its work, and goes on from there when it is run again."""
+
+
+@dataclasses.dataclass
+class _Started:
+    """What this process knows of the others; alone, until `start` has been called."""
+
+    process: int = 0
+    count: int = 1
+
+
+_here = _Started()
+
+
+def start(
+    coordinator: str | None = None,
+    count: int | None = None,
+    process: int | None = None,
+    *,
+    heartbeat_s: int = 100,
+) -> None:
+    """Joins the other processes; call it before anything else asks JAX for devices.
+
+    Args:
+      coordinator: `host:port` of process 0. Without it, JAX finds the others by itself under SLURM, Open MPI, GKE
+        (JobSet) and on TPU VMs.
+      count: of all processes.
+      process: this one's number, from 0.
+      heartbeat_s: a process that has not been heard of for so long is taken for dead, and the others end.
+    Raises:
+      ValueError: an incomplete set of arguments, or no cluster was found.
+    """
+    given = (coordinator, count, process)
+    if coordinator is None and given != (None, None, None):
+        raise ValueError("--processes and --process need --coordinator HOST:PORT, the address of process 0.")
+    if coordinator is not None and ":" not in coordinator:
+        raise ValueError(f"--coordinator {coordinator}: write it as HOST:PORT, such as 10.0.0.1:1234.")
+    if count is not None and process is not None and not 0 <= process < count:
+        raise ValueError(f"--process {process}: with --processes {count} it is one of 0 to {count - 1}.")
+    import jax
+
+    try:
+        jax.distributed.initialize(coordinator, count, process, heartbeat_timeout_seconds=heartbeat_s)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"the processes did not find each other ({' '.join(str(error).split())}); give --coordinator HOST:PORT "
+            "--processes N --process I, or start them by SLURM, Open MPI, GKE or on TPU VMs with --distributed."
+        ) from None
+    _here.process, _here.count = jax.process_index(), jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return _here.process == 0
+
+
+def count() -> int:
+    """How many processes there are."""
+    return _here.count
+
+
+def number() -> int:
+    """Which of them this one is."""
+    return _here.process
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here; returns at once where there is only one."""
+    if _here.count > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def leave(code: int) -> int:
+    """Ends a process's part in the program: `code` if all went well, else the process ends here and now.
+
+    A process that fails must not end in the usual way, which would wait for the others while they wait for it.
+    """
+    if _here.count == 1:
+        return code
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    import jax
+
+    jax.distributed.shutdown()
+    _here.process, _here.count = 0, 1
+    return code
+
+
+class StopSignal:
+    """Whether SIGTERM has come. Use as a context manager around the loop that asks."""
+
+    def __enter__(self) -> StopSignal:
+        self._came, self._before = False, None
+        # with several processes, JAX listens for the signal and lets all of them stop at the same step
+        self._listens = _here.count == 1 and threading.current_thread() is threading.main_thread()
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._take)
+        return self
+
+    def _take(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and stop now, after `step` steps; call it once a step, in every process."""
+        if _here.count == 1:
+            return self._came
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+
+    def __exit__(self, *_: object) -> None:
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._before)

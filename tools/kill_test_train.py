@@ -1,0 +1,153 @@
+"""Kills a training with SIGKILL at random moments, goes on each time, and compares the end with an undisturbed one's.
+
+    python tools/kill_test_train.py [CONFIG] [--set KEY=VALUE ...] [--kills 20] [--folder FOLDER] [--seed 0]
+
+Everything before `train` is done once, if it has not been. Every other moment is uniform over the time that an
+undisturbed training takes, start and compilation included; the others come after the first new line of the log, uniform
+over the time of so many steps, so that some fall into a save. At the end parameters, optimizer state,
+guard and step are compared bit for bit, and the log's numbers without its times. Exit code 0 exactly if all are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.config import load
+from jaxdistill.records import RunDir, read_manifest
+
+ROOT = Path(__file__).parent.parent
+TIMES = ("seconds", "tokens_per_second", "mfu", "data_wait_share", "host_memory_gib", "device_memory_gib")
+
+
+def start(command: str, config: Path, run_dir: Path, overrides: list[str], log: Path) -> subprocess.Popen:
+    call = [sys.executable, "-m", "jaxdistill", command, str(config), "--set", f"run_dir={run_dir}"]
+    for override in overrides:
+        call += ["--set", override]
+    with open(log, "ab") as out:
+        return subprocess.Popen(call, stdout=out, stderr=out)
+
+
+def wait_for_line(process: subprocess.Popen, run: RunDir) -> None:
+    """Returns once the process has written a line of the log, or has ended."""
+    path = run.checkpoints / "metrics.jsonl"
+    # a process that goes on first drops lines, then it adds some
+    size = least = path.stat().st_size if path.exists() else 0
+    while process.poll() is None and size <= least:
+        time.sleep(0.01)
+        size = path.stat().st_size if path.exists() else 0
+        least = min(least, size)
+
+
+def last_step(run: RunDir) -> int | None:
+    steps = [int(f.name) for f in run.checkpoints.glob("*") if f.name.isdigit()]
+    return max(steps, default=None)
+
+
+def arrays_of(run: RunDir) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by name."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    step = last_step(run)
+    assert step is not None, f"{run.checkpoints}: no checkpoint"
+    with ocp.StandardCheckpointer() as reader:
+        found: dict[str, Any] = reader.restore(run.checkpoints.absolute() / str(step) / "state")
+    return {"step": np.asarray(step)} | {name: np.asarray(jax.device_get(x)) for name, x in found.items()}
+
+
+def lines_of(run: RunDir) -> list[dict[str, Any]]:
+    """The log without times: the first line of a process says nothing of speeds."""
+    lines = [json.loads(line) for line in (run.checkpoints / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def differences(a: RunDir, b: RunDir) -> list[str]:
+    """What differs between two finished trainings; empty if nothing does."""
+    left, right = arrays_of(a), arrays_of(b)
+    found = [name for name in sorted(left.keys() | right.keys()) if not _same(left.get(name), right.get(name))]
+    lines = [x != y for x, y in zip(lines_of(a), lines_of(b), strict=False)]
+    if any(lines) or len(lines_of(a)) != len(lines_of(b)):
+        found.append(f"{sum(lines)} lines of metrics.jsonl")
+    return found
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is not None and b is not None and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", type=Path, default=ROOT / "configs" / "quickstart.yaml")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--folder", type=Path, help="where the two runs go; a temporary folder if absent")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments at which it kills")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
+    log = folder / "log"
+
+    def go(command: str, run_dir: Path) -> subprocess.Popen:
+        return start(command, arguments.config, run_dir, ["baselines={}", *arguments.overrides], log)
+
+    load(arguments.config, arguments.overrides)  # a wrong config is said here
+    for command in ("generate", "verify", "prepare"):
+        if go(command, undisturbed).wait():
+            print(f"{command} failed; see {log}")
+            return 1
+    shutil.rmtree(disturbed, ignore_errors=True)
+    shutil.copytree(undisturbed, disturbed, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.rmtree(undisturbed / "checkpoints", ignore_errors=True)
+    begun = time.monotonic()
+    if go("train", undisturbed).wait():
+        print(f"the undisturbed training failed; see {log}")
+        return 1
+    takes = time.monotonic() - begun
+    print(f"undisturbed: {takes:.0f} s", flush=True)
+    rng, run = random.Random(arguments.seed), RunDir(disturbed)
+    manifest = read_manifest(undisturbed / "checkpoints")
+    assert manifest is not None
+    share = 3 * manifest["counts"]["seconds"] / arguments.kills  # all kills together get through the training once
+    for kill in range(1, arguments.kills + 1):
+        begun = time.monotonic()
+        process = go("train", disturbed)
+        if kill % 2:
+            wait_for_line(process, run)
+        wait = rng.uniform(0, share if kill % 2 else takes)
+        try:
+            process.wait(wait)
+            what = "it had ended"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            saving = any(run.checkpoints.glob("*.orbax-checkpoint-tmp"))
+            what = f"newest checkpoint {last_step(run)}{', within a save' if saving else ''}"
+        print(f"kill -9 number {kill} after {time.monotonic() - begun:.1f} s: {what}", flush=True)
+        if what == "it had ended":
+            # the rest of the kills would hit a finished training: start the last part anew
+            (run.checkpoints / "manifest.json").unlink(missing_ok=True)
+            step = last_step(run)
+            if step is not None and len([f for f in run.checkpoints.iterdir() if f.name.isdigit()]) > 1:
+                shutil.rmtree(run.checkpoints / str(step))
+    if go("train", disturbed).wait():
+        print(f"the last training failed; see {log}")
+        return 1
+    found = differences(RunDir(undisturbed), run)
+    print(f"differences from the undisturbed training: {'; '.join(found) or 'none, bit for bit'}")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
