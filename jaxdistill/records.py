@@ -36,6 +36,8 @@ class Problem:
     """Data set, split and line, such as `gsm8k/train.jsonl:17`."""
     solution: str | None = None
     """A worked response that came with the data, `<think>...</think>answer`; the engine `import` makes it a trace."""
+    tests: str | None = None
+    """Of a code problem, as JSON, see `verify.code.tests`; they are judged by then, and `answer` is not needed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,20 +194,23 @@ def read_records(folder: Path, record: type) -> Iterator[Any]:
     """Reads every Parquet file of a folder, in the order of their names.
 
     Raises:
-      ValueError: no files, or a file with other columns than the record's.
+      ValueError: no files, or a file without a column that the record needs.
     """
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise ValueError(f"{folder}: no Parquet files; run the stage that makes them first.")
     for file in files:
         table = pq.ParquetFile(file)
-        missing = set(schema_of(record).names) - set(table.schema_arrow.names)
+        there = [name for name in schema_of(record).names if name in table.schema_arrow.names]
+        # a field with a default may be younger than the file
+        optional = {f.name for f in dataclasses.fields(record) if f.default is not dataclasses.MISSING}
+        missing = set(schema_of(record).names) - set(there) - optional
         if missing:
             raise ValueError(
                 f"{file}: no column {', '.join(sorted(missing))}; it does not hold {record.__name__} records."
             )
         # long traces are large: few at a time keep memory flat
-        for batch in table.iter_batches(batch_size=1024, columns=schema_of(record).names):
+        for batch in table.iter_batches(batch_size=1024, columns=there):
             for row in batch.to_pylist():
                 yield record(**row)
 

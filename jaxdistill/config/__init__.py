@@ -7,6 +7,8 @@ names the nearest known one; every section checks its own values, so a stage nev
 from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
 from jaxdistill.config.sections import (
     ArchitectureConfig,
+    CodeConfig,
+    CodeLimitsConfig,
     CurriculumConfig,
     DataConfig,
     EvaluateConfig,
@@ -29,6 +31,8 @@ from jaxdistill.config.sections import (
 
 __all__ = [
     "ArchitectureConfig",
+    "CodeConfig",
+    "CodeLimitsConfig",
     "CurriculumConfig",
     "DataConfig",
     "EvaluateConfig",

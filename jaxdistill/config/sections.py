@@ -30,9 +30,22 @@ def _require(condition: bool, message: str) -> None:
 class ProblemsConfig:
     """YAML sections `problems` and `evaluate.problems`: where the questions and gold answers come from."""
 
-    source: Literal["demo", "gsm8k", "jsonl", "messages", "sharegpt", "r1", "prompt_completion"]
+    source: Literal[
+        "demo",
+        "gsm8k",
+        "jsonl",
+        "messages",
+        "sharegpt",
+        "r1",
+        "prompt_completion",
+        "humaneval",
+        "mbpp",
+        "apps",
+        "livecodebench",
+    ]
     """`jsonl`: questions and gold answers. `messages`, `sharegpt`, `r1` (`problem`, `generations`) and
-    `prompt_completion` hold responses too, which `traces.engine: import` takes for traces."""
+    `prompt_completion` hold responses too, which `traces.engine: import` takes for traces. `humaneval`, `mbpp`, `apps`
+    (TACO too) and `livecodebench` are code problems with tests."""
     path: str | None = None
     """JSON lines (`gsm8k`, `jsonl`); the others also read JSON, Parquet, and a folder of such or of `datasets`."""
     count: int | None = None
@@ -208,6 +221,50 @@ class TracesConfig:
 
 
 @section
+class CodeLimitsConfig:
+    """YAML section `verify.code.limits`: what every run of a program may take."""
+
+    cpu_s: int = 5
+    """Processor seconds; a program that needs more is incorrect."""
+    wall_s: float = 30.0
+    """Seconds by the clock; a program that needs more, and not of the processor, is undecided."""
+    total_s: float = 120.0
+    """Seconds by the clock for all cases of a problem together."""
+    memory_mib: int = 512
+    """Address space, which is somewhat more than the memory in use."""
+    output_mib: int = 4
+    tmp_mib: int = 16
+    """Of files, which are kept in memory."""
+    threads: int = 32
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _require(value > 0, f"verify.code.limits.{field.name} is {value}; set it above 0.")
+        _require(
+            self.memory_mib >= 128,
+            f"verify.code.limits.memory_mib is {self.memory_mib}; Python itself needs 128.",
+        )
+
+
+@section
+class CodeConfig:
+    """YAML section `verify.code`: how the programs of responses are run; used only for problems that have tests."""
+
+    isolation: Literal["full", "namespaces", "filters", "limits"] = "namespaces"
+    """The weakest isolation that is accepted, see `verify.code.sandbox`; a machine that offers less is refused."""
+    workers: int | None = None
+    """Programs at a time; as many as there are processors if absent."""
+    limits: CodeLimitsConfig = CodeLimitsConfig()
+
+    def __post_init__(self):
+        _require(
+            self.workers is None or self.workers > 0,
+            f"verify.code.workers is {self.workers}; let at least one program run.",
+        )
+
+
+@section
 class VerifyConfig:
     """YAML section `verify`: which traces may be learned from."""
 
@@ -219,6 +276,7 @@ class VerifyConfig:
     """At most this many traces a problem (the lowest sample numbers); all of them if absent."""
     drop_duplicates: bool = True
     """Drop a trace whose response is the same, character for character, as an earlier one of its problem."""
+    code: CodeConfig = CodeConfig()
 
 
 @section

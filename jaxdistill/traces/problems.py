@@ -1,4 +1,4 @@
-"""Where problems come from: the demo task, GSM8K, or any JSON-lines file; training and held-out sets kept apart."""
+"""Where problems come from: the demo task, GSM8K, code sets, any JSON lines; training and held-out sets kept apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxdistill.config import ProblemsConfig, RunConfig
 from jaxdistill.demo.task import make_problems
 from jaxdistill.progress import say
 from jaxdistill.records import Problem, RunDir, write_records
-from jaxdistill.traces import imports, tables
+from jaxdistill.traces import code_sets, imports, tables
 
 HELDOUT = "heldout"
 """Folder below the problems' own, so that who reads the training problems never reads these."""
@@ -30,7 +30,7 @@ def problems(config: RunConfig, run: RunDir) -> dict[str, Any]:
     if config.evaluate:
         counts["heldout"] = write_records(run.problems / HELDOUT / f"{HELDOUT}.parquet", Problem, heldout)
         counts["in_heldout"] = in_heldout
-    counts["without_answer"] = sum(problem.answer is None for problem in training)
+    counts["without_answer"] = sum(problem.answer is None and problem.tests is None for problem in training)
     held = f", {len(heldout):,} held out" if heldout else ""
     dropped = f" ({in_heldout:,} that are held out left out of training)" if in_heldout else ""
     say(f"  {len(training):,} to learn from ({config.problems.source}){held}{dropped}")
@@ -129,5 +129,10 @@ def _trace_set(config: ProblemsConfig, spare: int) -> Iterator[Problem]:
     return imports.problems_of(config)
 
 
-SOURCES = {"demo": _demo, "gsm8k": _gsm8k, "jsonl": _jsonl} | dict.fromkeys(imports.FORMATS, _trace_set)
+def _code_set(config: ProblemsConfig, spare: int) -> Iterator[Problem]:
+    return code_sets.problems_of(config)
+
+
+SOURCES = {"demo": _demo, "gsm8k": _gsm8k, "jsonl": _jsonl}
+SOURCES |= dict.fromkeys(imports.FORMATS, _trace_set) | dict.fromkeys(code_sets.LAYOUTS, _code_set)
 """Each yields problems in order, given the section and how many of them may be held out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,10 +35,10 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def json_lines(path: Path) -> Iterator[Row]:
-    """Every line that is not blank, with its number from 1."""
+    """Every line that is not blank, with its number from 1; `.gz` is unpacked."""
     path = path.expanduser()
     try:
-        with open(path, "rb") as file:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield path, number, _parse(line, f"{path}:{number}")

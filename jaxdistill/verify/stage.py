@@ -6,7 +6,13 @@ It keeps no state of its own: after a kill it starts anew, and gives the same ve
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +22,24 @@ from jaxdistill import progress
 from jaxdistill.config import RunConfig, VerifyConfig
 from jaxdistill.records import Problem, RunDir, Verdict, read_records, write_records
 from jaxdistill.verify.answers import Check, check_math
+from jaxdistill.verify.code import Sandbox, check_code
 from jaxdistill.verify.filters import FILTERS, Candidate, TraceText, describe, select
 
 NO_GOLD = "no gold answer"
+NOT_RUN = "not run"
+BATCH = 256
+"""Traces that are judged at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """What a problem's responses are held against; false if there is nothing."""
+
+    answer: str = ""
+    tests: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.answer or self.tests)
 
 
 def verify(config: RunConfig, run: RunDir) -> dict[str, Any]:
@@ -33,7 +54,7 @@ def verify(config: RunConfig, run: RunDir) -> dict[str, Any]:
             f"{run.problems}: no problem has a gold answer; name it with problems.answer_field, "
             "or set verify.answer: false."
         )
-    candidates = _judge_all(run.traces, gold)
+    candidates = _judge_all(run.traces, gold, config.verify)
     if config.verify.answer and candidates and not any(c.problem_id in gold for c in candidates):
         raise ValueError(f"{run.traces}: no trace belongs to a problem of {run.problems}; collect the traces again.")
     rejected = select(candidates, config.verify)
@@ -46,31 +67,55 @@ def verify(config: RunConfig, run: RunDir) -> dict[str, Any]:
     return counts
 
 
-def judge(trace: TraceText, gold: str | None) -> Check:
-    """The check of one trace's answer; a cut or failed response is never searched for one."""
+CheckCode = Callable[[str, str], "Future[Check]"]
+"""Judges a response by tests, in its own time."""
+
+
+def judge(trace: TraceText, gold: Gold | None, check_code: CheckCode | None = None) -> Check | Future[Check]:
+    """The check of one trace's answer or program; a cut or failed response is never searched for one.
+
+    Args:
+      check_code: what runs programs; without it they are not run.
+    """
     if trace.finish_reason == "error":
         return Check("undecided", None, "no response", "")
     if trace.finish_reason == "length":
         return Check("undecided", None, "truncated", "")
     if not gold:
         return Check("undecided", None, NO_GOLD, "")
-    return check_math(trace.response, gold)
+    if gold.tests:
+        return check_code(trace.response, gold.tests) if check_code else Check("undecided", None, NOT_RUN, "")
+    return check_math(trace.response, gold.answer)
 
 
-def _read_gold(folder: Path) -> dict[str, str]:
-    """Problem id -> gold answer, empty if there is none."""
-    return {problem.id: (problem.answer or "").strip() for problem in read_records(folder, Problem)}
+def _read_gold(folder: Path) -> dict[str, Gold]:
+    """Problem id -> its gold answer and tests."""
+    problems = read_records(folder, Problem)
+    return {problem.id: Gold((problem.answer or "").strip(), problem.tests) for problem in problems}
 
 
-def _judge_all(folder: Path, gold: dict[str, str]) -> list[Candidate]:
+def _judge_all(folder: Path, gold: dict[str, Gold], config: VerifyConfig) -> list[Candidate]:
     total = sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))
-    candidates = []
-    with progress.bar("verify", total) as update:
-        for trace in read_records(folder, TraceText):
-            candidates.append(describe(trace, judge(trace, gold.get(trace.problem_id))))
-            if len(candidates) % 256 == 0:
-                update(len(candidates), "")
+    candidates: list[Candidate] = []
+    has_code = config.answer and any(one.tests for one in gold.values())
+    with progress.bar("verify", total) as update, contextlib.ExitStack() as stack:
+        check_code = _code_checker(config, stack) if has_code and total else None
+        traces = iter(read_records(folder, TraceText))
+        while batch := list(itertools.islice(traces, BATCH)):
+            found = [judge(trace, gold.get(trace.problem_id), check_code) for trace in batch]
+            checks = [check if isinstance(check, Check) else check.result() for check in found]
+            candidates += map(describe, batch, checks)
+            update(len(candidates), "")
     return candidates
+
+
+def _code_checker(config: VerifyConfig, stack: contextlib.ExitStack) -> CheckCode:
+    """Starts the sandbox and as many threads as it runs programs at a time; `stack` ends them."""
+    workers = config.code.workers or len(os.sched_getaffinity(0))
+    sandbox = stack.enter_context(Sandbox(workers=workers, isolation=config.code.isolation))
+    pool = stack.enter_context(ThreadPoolExecutor(workers))
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return lambda response, tests: pool.submit(check_code, response, tests, limits=config.code.limits, sandbox=sandbox)
 
 
 def _verdict(candidate: Candidate, rejected_for: str | None) -> Verdict:
@@ -98,7 +143,7 @@ _STEPS = {
 """What the waterfall counts, and the filters that a trace has to pass to be counted there."""
 
 
-def count_yield(candidates: list[Candidate], rejected: list[str | None], gold: dict[str, str]) -> dict[str, Any]:
+def count_yield(candidates: list[Candidate], rejected: list[str | None], gold: dict[str, Gold]) -> dict[str, Any]:
     """Counts of a verified set.
 
     Returns:

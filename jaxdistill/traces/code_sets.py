@@ -1,0 +1,156 @@
+"""Code problems from the files of well-known sets, with their tests as `Problem.tests` wants them.
+
+Read are JSON lines, gzipped ones too, JSON and Parquet.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.config import ProblemsConfig
+from jaxdistill.records import Problem
+from jaxdistill.traces import tables
+
+DOMAIN = "code"
+_MAX_PRIVATE = 1 << 28
+_FENCED = "Answer with one Python code block"
+
+
+def problems_of(config: ProblemsConfig) -> Iterator[Problem]:
+    """The problems of a code set; `source` names its layout, a key of `LAYOUTS`.
+
+    Raises:
+      ValueError: a row that is not of that layout (file and row are named).
+    """
+    assert config.path is not None
+    path = Path(config.path)
+    for file, number, row in tables.read_rows(path):
+        where = f"{file}:{number}"
+        try:
+            prompt, tests, solution = LAYOUTS[config.source](row)
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{where}: {what}; it is no row of {config.source}.") from None
+        yield Problem(
+            id=f"{config.source}-{file.name.partition('.')[0]}:{number}",
+            prompt=prompt,
+            answer=None,
+            domain=config.domain if config.domain != "math" else DOMAIN,
+            source=f"{file.name}:{number}",
+            solution=f"```python\n{solution.rstrip()}\n```" if solution else None,
+            tests=json.dumps(tests),
+        )
+
+
+Row = tuple[str, dict[str, Any], str | None]
+
+
+def _humaneval(row: dict[str, Any]) -> Row:
+    """HumanEval (Chen et al. 2021, arXiv:2107.03374): `prompt`, `entry_point`, `test` with a `check(candidate)`."""
+    entry = row["entry_point"]
+    tests = {
+        "kind": "asserts",
+        "entry": entry,
+        "context": row["prompt"],
+        "tests": [f"{row['test']}\n\ncheck({entry})\n"],
+    }
+    prompt = f"Complete this function. {_FENCED} that holds all of it.\n\n```python\n{row['prompt'].strip()}\n```"
+    solution = row.get("canonical_solution")
+    return prompt, tests, row["prompt"] + solution if solution else None
+
+
+def _mbpp(row: dict[str, Any]) -> Row:
+    """MBPP (Austin et al. 2021, arXiv:2108.07732), full or sanitized: `text` or `prompt`, `test_list`, `code`."""
+    setup = "\n".join(row.get("test_imports") or []) or row.get("test_setup_code") or ""
+    tests = {"kind": "asserts", "setup": setup, "tests": list(row["test_list"])}
+    question = row["text"] if "text" in row else row["prompt"]
+    # the name of the function stands nowhere else
+    prompt = f"{question}\n{_FENCED}. It has to pass:\n\n```python\n{tests['tests'][0]}\n```"
+    return prompt, tests, row.get("code")
+
+
+def _apps(row: dict[str, Any]) -> Row:
+    """APPS (Hendrycks et al. 2021, arXiv:2105.09938) and TACO: `question`, `input_output` with `fn_name` or without."""
+    data = row["input_output"]
+    data = json.loads(data) if isinstance(data, str) else data
+    pairs = list(zip(data["inputs"], data["outputs"], strict=True))
+    name = data.get("fn_name")
+    if name:
+        tests = {"kind": "calls", "entry": name, "cases": [_call(args, output) for args, output in pairs]}
+        how = f"{_FENCED} that defines `{name}`."
+    else:
+        tests = {"kind": "stdio", "cases": [{"input": _text(a), "output": _text(b)} for a, b in pairs]}
+        how = f"{_FENCED}: a program that reads standard input and prints to standard output."
+    starter = row.get("starter_code")
+    given = f"\n\n```python\n{starter.rstrip()}\n```" if starter else ""
+    solutions = row.get("solutions") or "[]"
+    solutions = json.loads(solutions) if isinstance(solutions, str) else solutions
+    return f"{row['question'].strip()}{given}\n\n{how}", tests, solutions[0] if solutions else None
+
+
+def _livecodebench(row: dict[str, Any]) -> Row:
+    """LiveCodeBench (Jain et al. 2024, arXiv:2403.07974): `question_content`, public and private test cases."""
+    cases = json.loads(row["public_test_cases"])
+    cases += json.loads(_unpack_private(row.get("private_test_cases") or "[]"))
+    starter = row.get("starter_code") or ""
+    if cases and cases[0].get("testtype") == "functional":
+        name = json.loads(row["metadata"])["func_name"]
+        calls = [(_lines(case["input"]), json.loads(case["output"])) for case in cases]
+        tests = {"kind": "calls", "entry": name, "cases": [{"args": a, "expected": b} for a, b in calls]}
+        how = f"{_FENCED} that defines `{name}`.\n\n```python\n{starter.rstrip()}\n```"
+    else:
+        tests = {"kind": "stdio", "cases": [{"input": c["input"], "output": c["output"]} for c in cases]}
+        how = f"{_FENCED}: a program that reads standard input and prints to standard output."
+    return f"{row['question_content'].strip()}\n\n{how}", tests, None
+
+
+def _call(args: Any, output: Any) -> dict[str, Any]:
+    """APPS puts an expected value into a list of one, but not everywhere, so that both are right."""
+    accepted = [output, output[0]] if isinstance(output, list) and len(output) == 1 else [output]
+    return {"args": args, "expected_any": accepted}
+
+
+def _text(value: Any) -> str:
+    """Input or output is a text, or a list of lines."""
+    return value if isinstance(value, str) else "\n".join(str(line) for line in value)
+
+
+class _TextOnly(pickle.Unpickler):
+    """Reads a pickled text; a pickle that names any class or function is refused."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        raise ValueError(f"private_test_cases holds {module_name}.{global_name} and not just text")
+
+
+def _unpack_private(text: str) -> str:
+    """JSON of the private tests: as it stands, or pickled, deflated and in base64, as the set publishes it."""
+    if text.lstrip().startswith("["):
+        return text
+    try:
+        data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MAX_PRIVATE)
+        found = _TextOnly(io.BytesIO(data)).load()
+    except (zlib.error, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"private_test_cases cannot be read ({error})") from None
+    if not isinstance(found, str):
+        raise ValueError("private_test_cases is no text")
+    return found
+
+
+def _lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+LAYOUTS: dict[str, Callable[[dict[str, Any]], Row]] = {
+    "humaneval": _humaneval,
+    "mbpp": _mbpp,
+    "apps": _apps,
+    "livecodebench": _livecodebench,
+}
+"""Names for `problems.source`, and how a row is read: question, tests and a solution if there is one."""
