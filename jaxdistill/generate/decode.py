@@ -26,7 +26,7 @@ PREFILL_TOKENS = 512
 """Tokens of prompts that are prefilled at once."""
 
 SLOTS = 64
-"""The shortest cache; twice that is the next longer one, and so on."""
+"""The shortest cache; longer ones are `bucket`s of it."""
 
 WIDTH = 32
 """What the shortest prompts are padded to; likewise."""
@@ -154,11 +154,12 @@ def _lanes(model: Decoder, batch: int) -> int:
 
 
 def bucket(tokens: int, least: int) -> int:
-    """The next of least, 2 * least, 4 * least, ...: every size is compiled once."""
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, ... times `least`: every size is compiled once."""
     size = least
     while size < tokens:
         size *= 2
-    return size
+    smaller = size // 4 * 3
+    return smaller if smaller >= tokens and smaller % least == 0 else size
 
 
 class _Queue:
