@@ -253,15 +253,7 @@ class CodeConfig:
 
     isolation: Literal["full", "namespaces", "filters", "limits"] = "namespaces"
     """The weakest isolation that is accepted, see `verify.code.sandbox`; a machine that offers less is refused."""
-    workers: int | None = None
-    """Programs at a time; as many as there are processors if absent."""
     limits: CodeLimitsConfig = CodeLimitsConfig()
-
-    def __post_init__(self):
-        _require(
-            self.workers is None or self.workers > 0,
-            f"verify.code.workers is {self.workers}; let at least one program run.",
-        )
 
 
 @section
@@ -277,6 +269,14 @@ class VerifyConfig:
     drop_duplicates: bool = True
     """Drop a trace whose response is the same, character for character, as an earlier one of its problem."""
     code: CodeConfig = CodeConfig()
+    workers: int | None = None
+    """Processes that judge; as many as there are processors if absent."""
+
+    def __post_init__(self):
+        _require(
+            self.workers is None or self.workers >= 1,
+            f"verify.workers is {self.workers}; at least 1 process has to work.",
+        )
 
 
 @section

@@ -32,14 +32,15 @@ WALL_SECONDS = 300
 """After which a process that has not answered is killed, whether it computes or not."""
 GAVE_UP = Check("undecided", None, "out of time or memory", "")
 
-Pair = tuple[str, str]
+Pair = tuple[str, str] | tuple[str, str, str]
+"""(response, gold answer), or these and the problem's text, see `check_math`."""
 
 
 def check_math_many(pairs: Iterable[Pair], *, workers: int | None = None) -> list[Check]:
     """`check_math` for every pair, in order, each bounded in processor time and memory.
 
     Args:
-      pairs: (response, gold answer).
+      pairs: (response, gold answer), or these and the problem's text.
       workers: processes; as many as there are processors if absent.
     Returns:
       one check a pair; a pair that ran out of time or memory is undecided.
@@ -155,17 +156,17 @@ def serve(cpu_seconds: int, memory_mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin.buffer:
-        checks = [_check_bounded(response, gold, cpu_seconds) for response, gold in json.loads(line)]
+        checks = [_check_bounded(*pair, cpu_seconds=cpu_seconds) for pair in json.loads(line)]
         sys.stdout.write(json.dumps(checks) + "\n")
         sys.stdout.flush()
 
 
-def _check_bounded(response: str, gold: str, cpu_seconds: int) -> dict[str, str | None]:
+def _check_bounded(response: str, gold: str, problem: str | None = None, *, cpu_seconds: int) -> dict[str, str | None]:
     used = resource.getrusage(resource.RUSAGE_SELF)
     # the kernel kills the process at this limit, also inside one long operation
     limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_seconds
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
     try:
-        return asdict(check_math(response, gold))
+        return asdict(check_math(response, gold, problem=problem))
     except (MemoryError, RecursionError):
         return asdict(GAVE_UP)

@@ -7,6 +7,7 @@ It keeps no state of its own: after a kill it starts anew, and gives the same ve
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 from collections import Counter
@@ -21,13 +22,14 @@ import pyarrow.parquet as pq
 from jaxdistill import progress
 from jaxdistill.config import RunConfig, VerifyConfig
 from jaxdistill.records import Problem, RunDir, Verdict, read_records, write_records
-from jaxdistill.verify.answers import Check, check_math
+from jaxdistill.verify.answers import Check
 from jaxdistill.verify.code import Sandbox, check_code
 from jaxdistill.verify.filters import FILTERS, Candidate, TraceText, describe, select
+from jaxdistill.verify.pool import MathPool
 
 NO_GOLD = "no gold answer"
 NOT_RUN = "not run"
-BATCH = 256
+BATCH = 512
 """Traces that are judged at a time."""
 
 
@@ -37,6 +39,7 @@ class Gold:
 
     answer: str = ""
     tests: str | None = None
+    prompt: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.answer or self.tests)
@@ -67,55 +70,75 @@ def verify(config: RunConfig, run: RunDir) -> dict[str, Any]:
     return counts
 
 
-CheckCode = Callable[[str, str], "Future[Check]"]
-"""Judges a response by tests, in its own time."""
-
-
-def judge(trace: TraceText, gold: Gold | None, check_code: CheckCode | None = None) -> Check | Future[Check]:
-    """The check of one trace's answer or program; a cut or failed response is never searched for one.
-
-    Args:
-      check_code: what runs programs; without it they are not run.
-    """
+def judge_without(trace: TraceText, gold: Gold | None) -> Check | None:
+    """The check of a trace whose answer need not be looked at; a cut or failed response is never searched for one."""
     if trace.finish_reason == "error":
         return Check("undecided", None, "no response", "")
     if trace.finish_reason == "length":
         return Check("undecided", None, "truncated", "")
-    if not gold:
-        return Check("undecided", None, NO_GOLD, "")
-    if gold.tests:
-        return check_code(trace.response, gold.tests) if check_code else Check("undecided", None, NOT_RUN, "")
-    return check_math(trace.response, gold.answer)
+    return None if gold else Check("undecided", None, NO_GOLD, "")
 
 
 def _read_gold(folder: Path) -> dict[str, Gold]:
     """Problem id -> its gold answer and tests."""
     problems = read_records(folder, Problem)
-    return {problem.id: Gold((problem.answer or "").strip(), problem.tests) for problem in problems}
+    return {problem.id: Gold((problem.answer or "").strip(), problem.tests, problem.prompt) for problem in problems}
 
 
 def _judge_all(folder: Path, gold: dict[str, Gold], config: VerifyConfig) -> list[Candidate]:
     total = sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))
     candidates: list[Candidate] = []
-    has_code = config.answer and any(one.tests for one in gold.values())
     with progress.bar("verify", total) as update, contextlib.ExitStack() as stack:
-        check_code = _code_checker(config, stack) if has_code and total else None
+        judges = _Judges(config, stack)
         traces = iter(read_records(folder, TraceText))
         while batch := list(itertools.islice(traces, BATCH)):
-            found = [judge(trace, gold.get(trace.problem_id), check_code) for trace in batch]
-            checks = [check if isinstance(check, Check) else check.result() for check in found]
+            checks = judges.check([(trace, gold.get(trace.problem_id)) for trace in batch])
             candidates += map(describe, batch, checks)
             update(len(candidates), "")
     return candidates
 
 
-def _code_checker(config: VerifyConfig, stack: contextlib.ExitStack) -> CheckCode:
-    """Starts the sandbox and as many threads as it runs programs at a time; `stack` ends them."""
-    workers = config.code.workers or len(os.sched_getaffinity(0))
-    sandbox = stack.enter_context(Sandbox(workers=workers, isolation=config.code.isolation))
-    pool = stack.enter_context(ThreadPoolExecutor(workers))
-    stack.callback(pool.shutdown, cancel_futures=True)
-    return lambda response, tests: pool.submit(check_code, response, tests, limits=config.code.limits, sandbox=sandbox)
+class _Judges:
+    """Checks answers and programs on several processors; what that takes is started when it is needed first."""
+
+    def __init__(self, config: VerifyConfig, stack: contextlib.ExitStack):
+        """Args: `stack` ends all that was started."""
+        self._config, self._stack = config, stack
+        self._workers = config.workers or len(os.sched_getaffinity(0))
+        self._math: MathPool | None = None
+        self._code: Callable[[str, str], Future[Check]] | None = None
+
+    def check(self, batch: list[tuple[TraceText, Gold | None]]) -> list[Check]:
+        checks: dict[int, Check] = {}
+        programs: dict[int, Future[Check]] = {}
+        answers: dict[int, tuple[str, str, str]] = {}
+        for i, (trace, gold) in enumerate(batch):
+            if (check := judge_without(trace, gold)) or gold is None:
+                assert check, trace.id
+                checks[i] = check
+            elif not gold.tests:
+                answers[i] = (trace.response, gold.answer, gold.prompt)
+            elif self._config.answer:
+                programs[i] = self._check_code(trace.response, gold.tests)
+            else:
+                checks[i] = Check("undecided", None, NOT_RUN, "")
+        checks |= zip(answers, self._check_math(list(answers.values())), strict=True)
+        checks |= {i: program.result() for i, program in programs.items()}
+        return [checks[i] for i in range(len(batch))]
+
+    def _check_math(self, triples: list[tuple[str, str, str]]) -> list[Check]:
+        if self._math is None and triples:
+            self._math = self._stack.enter_context(MathPool(self._workers))
+        return self._math.check(triples) if self._math else []
+
+    def _check_code(self, response: str, tests: str) -> Future[Check]:
+        if self._code is None:
+            code = self._config.code
+            sandbox = self._stack.enter_context(Sandbox(workers=self._workers, isolation=code.isolation))
+            pool = self._stack.enter_context(ThreadPoolExecutor(self._workers))
+            self._stack.callback(pool.shutdown, cancel_futures=True)
+            self._code = functools.partial(pool.submit, check_code, limits=code.limits, sandbox=sandbox)
+        return self._code(response, tests)
 
 
 def _verdict(candidate: Candidate, rejected_for: str | None) -> Verdict:

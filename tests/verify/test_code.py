@@ -463,7 +463,7 @@ def test_the_stage_runs_programs_and_keeps_the_order(sandbox, tmp_path, capsys):
         trace("d", 0, program("def f(x): return x")),
     ]
     run_dir = write_run(tmp_path, problems, traces)
-    counts = verify(make_config(code={"workers": 2}), run_dir)
+    counts = verify(make_config(workers=2), run_dir)
     found = [(v.outcome, v.reason, v.rejected_for) for v in read_records(run_dir.verdicts, Verdict)]
     assert found == [
         ("correct", "all tests pass", None),
