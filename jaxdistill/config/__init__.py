@@ -4,30 +4,15 @@
 names the nearest known one; every section checks its own values, so a stage never sees a config that cannot work.
 """
 
+from jaxdistill.config.data import CurriculumConfig, DataConfig, PhaseConfig, SourceConfig
 from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
-from jaxdistill.config.sections import (
-    ArchitectureConfig,
-    CodeConfig,
-    CodeLimitsConfig,
-    CurriculumConfig,
-    DataConfig,
-    EvaluateConfig,
-    ExportConfig,
-    MeshConfig,
-    OptimizerConfig,
-    PhaseConfig,
-    ProblemsConfig,
-    ProfileConfig,
-    RunConfig,
-    ServerConfig,
-    SourceConfig,
-    StudentConfig,
-    TracesConfig,
-    TrainConfig,
-    TrainEvaluateConfig,
-    VerifyConfig,
-    VLLMConfig,
-)
+from jaxdistill.config.problems import ProblemsConfig
+from jaxdistill.config.results import EvaluateConfig, ExportConfig
+from jaxdistill.config.run import RunConfig
+from jaxdistill.config.student import ArchitectureConfig, StudentConfig
+from jaxdistill.config.traces import ServerConfig, TracesConfig, VLLMConfig
+from jaxdistill.config.train import MeshConfig, OptimizerConfig, ProfileConfig, TrainConfig, TrainEvaluateConfig
+from jaxdistill.config.verify import CodeConfig, CodeLimitsConfig, VerifyConfig
 
 __all__ = [
     "ArchitectureConfig",

@@ -13,8 +13,8 @@ from typing import Any
 import pydantic
 import yaml
 
-from jaxdistill.config import sections
-from jaxdistill.config.sections import RunConfig
+from jaxdistill.config.base import SECTIONS
+from jaxdistill.config.run import RunConfig
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -189,8 +189,7 @@ def _section_of(path: list[str]) -> Any:
 
 def _section_type(annotation: Any) -> Any:
     name = str(annotation).split("|")[0].strip().removeprefix("tuple[").removesuffix(", ...]")
-    found = getattr(sections, name, None)
-    return found if dataclasses.is_dataclass(found) else None
+    return SECTIONS.get(name)
 
 
 def _known_keys(path: list[str]) -> list[str]:

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 
 from jaxdistill import progress
-from jaxdistill.config import RunConfig
-from jaxdistill.config.sections import ProfileConfig
+from jaxdistill.config import ProfileConfig, RunConfig
 from jaxdistill.hub import SHAPE
 from jaxdistill.parallel import processes
 from jaxdistill.records import RunDir, write_json

@@ -1,0 +1,119 @@
+"""Config of what is made of the traces: templates, mixtures, curricula, rows."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+from jaxdistill.config.base import require, section
+
+
+@section
+class SourceConfig:
+    """YAML section `data.mixture[i]`: one source of examples, and its share of the training."""
+
+    name: str
+    run: str | None = None
+    """Folder of another run, with its problems, traces and verdicts; this run's own if absent."""
+    domains: tuple[str, ...] = ()
+    """Only traces of problems of these domains; of all domains if empty."""
+    weight: float | None = None
+    """Share of the rows, relative to the other sources' weights; each gets what it has if none is weighted."""
+    max_examples: int | None = None
+    """At most this many kept traces, picked by a hash of their ids."""
+    system: str | None = None
+    """Instead of `data.system`."""
+    suffix: str | None = None
+    """Instead of `data.suffix`, such as a domain's own instruction for its answers."""
+
+    def __post_init__(self):
+        require(
+            self.weight is None or 0 < self.weight < float("inf"),
+            f"data.mixture: the weight of {self.name} is {self.weight}; set it above 0, or leave the source out.",
+        )
+        require(
+            self.max_examples is None or self.max_examples > 0,
+            f"data.mixture: max_examples of {self.name} is {self.max_examples}; set at least 1.",
+        )
+
+
+@section
+class PhaseConfig:
+    """YAML section `data.curriculum.phases[i]`."""
+
+    until: float | None = None
+    """The hardest that this phase takes: at most so many tokens or steps, or at least this pass rate."""
+    passes: int = 1
+    """How often the phase goes through its rows."""
+
+    def __post_init__(self):
+        require(self.passes >= 1, f"data.curriculum.phases: passes is {self.passes}; set at least 1.")
+
+
+@section
+class CurriculumConfig:
+    """YAML section `data.curriculum`: phases from easy to hard; after the last one, everything, shuffled."""
+
+    by: Literal["tokens", "steps", "pass_rate"]
+    """`tokens` of the response, `steps` (lines) of its thinking, or the share of the teacher's samples of the problem
+    that were correct (a high rate is easy)."""
+    parts: int | None = None
+    """This many phases of about equal tokens, one pass each."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Instead of `parts`: each phase's bound; the last one has none."""
+    cumulative: bool = False
+    """Whether a phase also has the rows of the easier ones ("baby steps"), or its own alone ("one pass")."""
+
+    def __post_init__(self):
+        require(
+            (self.parts is None) == bool(self.phases),
+            "data.curriculum needs exactly one of `parts` (a number) and `phases` (a list of `until` and `passes`).",
+        )
+        require(self.parts is None or self.parts >= 2, f"data.curriculum.parts is {self.parts}; set at least 2.")
+        if self.phases:
+            bounds = [p.until for p in self.phases[:-1] if p.until is not None]
+            require(
+                len(bounds) == len(self.phases) - 1 >= 1 and self.phases[-1].until is None,
+                "data.curriculum.phases: give at least two, each with an `until` but the last, which takes the rest.",
+            )
+            steps = [b - a for a, b in itertools.pairwise(bounds)]
+            require(
+                all(s < 0 if self.by == "pass_rate" else s > 0 for s in steps),
+                f"data.curriculum.phases: `until` is {', '.join(f'{b:g}' for b in bounds)}; "
+                f"for {self.by} it has to {'fall' if self.by == 'pass_rate' else 'rise'}, from easy to hard.",
+            )
+
+
+@section
+class DataConfig:
+    """YAML section `data`: from kept traces to packed rows."""
+
+    row_tokens: int
+    """Length of a packed row, T."""
+    response: Literal["reasoning", "answer"] = "reasoning"
+    """What is imitated: thinking and answer, or the answer behind an empty thinking (the answer-only baseline)."""
+    overlong: Literal["error", "drop", "keep"] = "error"
+    """An example longer than a row is never cut: refuse it, drop it and count it, or make all rows as long as it is."""
+    system: str | None = None
+    suffix: str = ""
+    chat_template: str | None = None
+    """Instead of the tokenizer's own: `plain`, `chatml`, or a file; for base models, which often have none."""
+    mixture: tuple[SourceConfig, ...] = ()
+    """Sources and their weights; all kept traces of this run if empty."""
+    curriculum: CurriculumConfig | None = None
+    workers: int | None = None
+    """Processes that tokenize; as many as there are processors, or one for little data, if absent."""
+
+    def __post_init__(self):
+        require(self.row_tokens >= 2, f"data.row_tokens is {self.row_tokens}; a row needs at least 2 tokens.")
+        require(
+            self.workers is None or self.workers >= 1,
+            f"data.workers is {self.workers}; at least 1 process has to work.",
+        )
+        names = [source.name for source in self.mixture]
+        require(len(set(names)) == len(names), f"data.mixture: two sources have the same name ({', '.join(names)}).")
+        weighted = sum(source.weight is not None for source in self.mixture)
+        require(
+            weighted in (0, len(names)),
+            "data.mixture: some sources have a weight and some have none; give it to all, or to none.",
+        )

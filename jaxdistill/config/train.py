@@ -1,0 +1,147 @@
+"""Config of training: mesh, optimizer, evaluation while training, profile, loop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxdistill.config.base import require, section
+
+
+@section
+class MeshConfig:
+    """YAML section `train.mesh`: devices along each axis; one axis may be -1, the devices that remain."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    context: int = 1
+    slices: int | None = None
+    """Groups of devices with fast links inside and a slower network between them (TPU slices, GPU hosts): the axis
+    `data` runs over them, the others stay inside. If absent, the devices say which slice they belong to."""
+
+
+@section
+class OptimizerConfig:
+    """YAML section `train.optimizer`."""
+
+    name: Literal["adamw", "muon", "adafactor"] = "adamw"
+    """`muon`: Muon on the layers' matrices, AdamW on embeddings and vectors (Jordan et al. 2024). `adafactor`: second
+    moments as one row and one column a matrix, no first ones (Shazeer & Stern 2018): least memory."""
+    learning_rate: float
+    """The peak; Adafactor's is relative to the size of each parameter (its paper, section 8), so 1e-3 to 1e-2 there."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape after the warmup; `wsd` holds the rate, then lowers it over the last `decay_share` of the steps."""
+    warmup_share: float = 0.03
+    decay_share: float = 0.4
+    final_share: float = 0.0
+    """The last step's learning rate, as a share of the peak."""
+    weight_decay: float = 0.0
+    """Matrices only: norms, biases and embeddings are never decayed."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        require(self.learning_rate > 0, f"train.optimizer.learning_rate is {self.learning_rate}; set it above 0.")
+        for name in ("warmup_share", "decay_share", "final_share"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"train.optimizer.{name} is {value}; set a share in 0..1.")
+
+
+@section
+class TrainEvaluateConfig:
+    """YAML section `train.evaluate`: what is measured while training goes on."""
+
+    every: int
+    """Steps between evaluations; there is one after the last step too."""
+    rows: int = 0
+    """Packed rows that are taken out of training, for the evaluation loss and the token accuracy by region; 0 for
+    none."""
+    problems: int = 0
+    """Held-out problems (the first ones) that are answered greedily and marked; 0 for none."""
+    max_tokens: int = 256
+    """Of such an answer."""
+
+    def __post_init__(self):
+        require(self.every >= 1, f"train.evaluate.every is {self.every}; set at least 1.")
+        for name in ("rows", "problems"):
+            require(getattr(self, name) >= 0, f"train.evaluate.{name} is {getattr(self, name)}; set 0 or more.")
+        require(
+            self.rows + self.problems > 0, "train.evaluate measures nothing; set `rows`, `problems` or both above 0."
+        )
+        require(self.max_tokens >= 1, f"train.evaluate.max_tokens is {self.max_tokens}; set at least 1.")
+
+
+@section
+class ProfileConfig:
+    """YAML section `train.profile`: a trace of some steps by jax.profiler, below `checkpoints/profile`."""
+
+    start: int
+    """The first step of the trace, counted from 0; take one after compilation."""
+    steps: int = 3
+
+    def __post_init__(self):
+        require(
+            self.start >= 0 and self.steps >= 1, "train.profile needs `start` of 0 or more and `steps` of 1 or more."
+        )
+
+
+@section
+class TrainConfig:
+    """YAML section `train`: the masked sequence loss on packed rows."""
+
+    batch_rows: int
+    """Rows in one optimizer step, over all devices and micro-batches."""
+    epochs: float | None = None
+    steps: int | None = None
+    micro_batches: int = 1
+    """A step's rows are taken in this many parts, whose sums are added before the one division."""
+    optimizer: OptimizerConfig
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Inputs of matrix products; results, parameters and sums are always fp32."""
+    remat: Literal["none", "attention", "dots", "full"] = "none"
+    mesh: MeshConfig = MeshConfig()
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+    keep_best: int = 0
+    """How many of the checkpoints with the lowest evaluation loss are kept beside them; every evaluation saves then."""
+    accept_changed: tuple[str, ...] = ()
+    """Keys, such as `train.optimizer.learning_rate` or a whole section, in which the checkpoint that is continued may
+    differ from this config. Any other difference is refused."""
+    log_every: int = 10
+    evaluate: TrainEvaluateConfig | None = None
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """When loss or gradient are not finite, or the loss is a `spike`. The update of such a step is never applied, and
+    its batch is written to `checkpoints/bad_steps.jsonl`; `skip` goes on with the next one."""
+    spike: float | None = None
+    """A loss this many times its running mean counts as a bad step; none does if absent."""
+    max_skipped: int = 50
+    """`skip` gives up after this many bad steps in a row."""
+    tensorboard: bool = True
+    """Write TensorBoard's files below `checkpoints/tensorboard`."""
+    wandb: str | None = None
+    """A Weights & Biases project to log to; needs `pip install wandb`."""
+    profile: ProfileConfig | None = None
+    peak_tflops: float | None = None
+    """Peak of one device in TFLOP/s, for the MFU; if absent, that of its kind where it is known."""
+    thinking_weight: float = 1.0
+    answer_weight: float = 1.0
+
+    def __post_init__(self):
+        require((self.epochs is None) != (self.steps is None), "train needs exactly one of `epochs` and `steps`.")
+        for name in ("batch_rows", "micro_batches", "checkpoint_every", "keep_checkpoints", "log_every", "max_skipped"):
+            require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; set at least 1.")
+        require(self.spike is None or self.spike > 1, f"train.spike is {self.spike}; set a factor above 1.")
+        require(
+            self.peak_tflops is None or self.peak_tflops > 0,
+            f"train.peak_tflops is {self.peak_tflops}; set it above 0.",
+        )
+        require(
+            self.keep_best == 0 or (self.evaluate is not None and self.evaluate.rows > 0),
+            "train.keep_best goes by the evaluation loss; set `train.evaluate: {every: N, rows: M}`.",
+        )
+        require(
+            self.batch_rows % self.micro_batches == 0,
+            f"train.batch_rows={self.batch_rows} is not a multiple of train.micro_batches={self.micro_batches}.",
+        )
