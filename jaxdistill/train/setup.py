@@ -19,6 +19,7 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import RunDir, read_manifest
 from jaxdistill.tokenization import load_tokenizer
 from jaxdistill.train.checkpoint import Checkpoints, Restored
+from jaxdistill.train.distill import set_up_distillation
 from jaxdistill.train.feed import TrainRows
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
 from jaxdistill.train.step import State, init_state, make_step, state_shapes, state_shardings
@@ -43,12 +44,15 @@ class Training:
     step: Callable[..., Any]
     identity: dict[str, Any]
     """What a checkpoint must agree with, as plain data."""
+    teacher: Any
+    """Parameters of the teacher that is distilled online, if there is one."""
 
 
 def set_up(config: RunConfig, run: RunDir) -> Training:
     """
     Raises:
-      ValueError: no rows, rows that are too long for the student, or a mesh that does not fit devices, model or batch.
+      ValueError: no rows, rows that are too long for the student, a mesh that does not fit devices, model or batch,
+        or a teacher of another tokenizer.
     """
     t = config.train
     batches = Batches(run.tokens, batch_rows=t.batch_rows, seed=config.seed)
@@ -70,8 +74,11 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
     shardings = state_shardings(student, optimizer, mesh, lora)
     model = abstract_model(student, dtype=t.compute_dtype, remat=t.remat, mesh=mesh, lora=lora)
     held_out = t.evaluate.rows if t.evaluate else 0
+    stored = t.distill is not None and t.distill.source == "stored"
+    rows = TrainRows(batches, seed=config.seed, vocabulary=student.vocab_size, held_out=held_out, stored=stored)
+    distillation, teacher, of_teacher = set_up_distillation(config, run, mesh, steps, batches, student.vocab_size)
     return Training(
-        rows=TrainRows(batches, seed=config.seed, vocabulary=student.vocab_size, held_out=held_out),
+        rows=rows,
         shape=(t.batch_rows, batches.row_tokens),
         steps=steps,
         epochs=steps * t.batch_rows / batches.rows,
@@ -90,8 +97,10 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
             seed=config.seed,
             schedule=make_schedule(t.optimizer, steps),
             spike=t.spike,
+            distillation=distillation,
         ),
-        identity=_identity(config, run, student, batches),
+        identity=_identity(config, run, student, batches) | of_teacher,
+        teacher=teacher,
     )
 
 
