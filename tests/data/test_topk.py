@@ -195,6 +195,23 @@ def test_more_tokens_than_were_captured_are_refused():
         check("p/7", TOKENS, rows_of(TOKENS, 10)[1], 10, 4)
 
 
+def test_draws_are_kept_all_of_them_with_their_shares():
+    with np.errstate(divide="ignore"):
+        shares = np.log([[0.5, 0.3, 0.2, 0.0], [1.0, 0.0, 0.0, 0.0]]).astype(np.float32)
+    drawn = TopLogprobs(np.array([[7, 2, 9, 0], [4, 0, 0, 0]], np.int32), shares, np.zeros(2, np.float32))
+    check("p/7", [1, 1], drawn, 10, 3, random=True)
+    codec = TopK(3, 10, random=True)
+    found = codec.unpack(topk.encode_draws(drawn.ids, drawn.logprobs, codec))
+    assert found["topk_ids"].tolist() == [[7, 2, 9], [4, 0, 0]]
+    logprobs, tail = log_probabilities(found["topk_codes"], found["topk_tail"])
+    np.testing.assert_allclose(np.exp(logprobs), np.exp(shares[:, :3]), rtol=1e-3)
+    assert (tail == 0).all()
+    with pytest.raises(ValueError, match=r"p/7: 3 different draws at a position, and data\.topk=2; raise it to 3"):
+        check("p/7", [1, 1], drawn, 10, 2, random=True)
+    with pytest.raises(ValueError, match="p/7: shares of draws that do not add up to 1"):
+        check("p/7", [1, 1], dataclasses.replace(drawn, logprobs=shares - 1), 10, 3, random=True)
+
+
 # ------------------------------------------------------------------------------------------------- the stage
 
 SAMPLES = [(f"p{i}", "math", thought(1 + i % 4, str(i)), i != 2) for i in range(7)]

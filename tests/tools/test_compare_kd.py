@@ -1,11 +1,10 @@
 """tools/compare_kd.py trains both students on the same rows, goes on where it was, and prints what it measured.
 
-It is the way of stored distributions from end to end: captured in JAX, packed, learned from, resumed to the bit.
+It is the way of stored distributions from end to end: captured in JAX, packed, and learned from.
 """
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,7 @@ def tool():
     return module
 
 
-def saved(run: Path) -> dict:
-    """What the last checkpoint says of the bits of every array."""
-    return json.loads((run / "checkpoints" / "8" / "run" / "metadata").read_text())["checksums"]
-
-
-def test_a_comparison_is_gone_on_with_and_a_student_with_a_teacher_resumes_to_the_bit(
-    tool, tmp_path, monkeypatch, capsys
-):
+def test_a_comparison_is_stopped_gone_on_with_and_printed(tool, tmp_path, monkeypatch, capsys):
     config = tiny_config(
         tmp_path,
         traces={"engine": "import", "teacher": "demo", "logprobs": 6, "scorer": "jax"},
@@ -40,7 +32,7 @@ def test_a_comparison_is_gone_on_with_and_a_student_with_a_teacher_resumes_to_th
         student=TINY["student"] | {"tokenizer": "demo"},
         train=TINY["train"] | {"steps": 8, "distill": {"source": "stored", "weight": 2.0, "final_weight": 0.5}},
     )
-    call = [str(config), "--seeds", "1", "--points", "2", "--problems", "4"]
+    call = [str(config), "--seeds", "1", "--points", "1", "--problems", "4"]
     monkeypatch.setattr(tool, "STUDENTS", ("kd", "plain"))
     stops = [3]
     monkeypatch.setattr(
@@ -52,13 +44,9 @@ def test_a_comparison_is_gone_on_with_and_a_student_with_a_teacher_resumes_to_th
     assert "4 likeliest tokens of the teacher beside 100.00% of the response tokens, 15 bytes each" in printed
     assert "going on from the checkpoint at step 3 of 8" in printed
     found = json.loads((tmp_path / "run" / "compare_kd.json").read_text())
-    assert [list(runs[0]) for runs in found.values()] == [["4", "8"], ["4", "8"]]
-    assert printed.rstrip().splitlines()[-3].split() == ["step", "kd", "plain"]
-    # undisturbed, it is the very same student
+    assert [list(runs[0]) for runs in found.values()] == [["8"], ["8"]]
+    assert printed.rstrip().splitlines()[-2].split() == ["step", "kd", "plain"]
     first = tmp_path / "run" / "compare" / "kd-0"
-    shutil.move(first, tmp_path / "stopped")
-    assert tool.main(call) == 0
-    assert saved(first) == saved(tmp_path / "stopped")
     lines = (first / "checkpoints" / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert last["kd"] > 0 and last["loss"] == pytest.approx(last["ce"] + 0.5 * last["kd"], rel=0.2)

@@ -73,6 +73,16 @@ def case():
 
 
 @functools.cache
+def stored_kind(k, random=False):
+    return Distillation(always(0.5), stored=TopK(k, V, random=random))
+
+
+@functools.cache
+def online_kind():
+    return Distillation(always(0.5), teacher=abstract_model(PADDED), vocabulary=V)
+
+
+@functools.cache
 def stepper(distillation, micro_batches=1, model=None):
     model = model or abstract_model(CONFIG)
     return jax.jit(
@@ -102,7 +112,7 @@ def written_out(student, arrays, batch, log_q, k):
 def test_stored_distributions_are_learned_where_the_tokens_are(case):
     student, _, batch, log_q, arrays = case
     stored = with_stored(batch, log_q, 5)
-    _, metrics = stepper(Distillation(always(0.5), stored=TopK(5, V)))(params_of(student), stored)
+    _, metrics = stepper(stored_kind(5))(params_of(student), stored)
     ce, kd = written_out(student, arrays, batch, log_q, 5)
     assert kd > 0.5
     np.testing.assert_allclose(metrics["ce"], ce, rtol=1e-5)
@@ -110,12 +120,12 @@ def test_stored_distributions_are_learned_where_the_tokens_are(case):
     np.testing.assert_allclose(metrics["loss"], ce + 0.5 * kd, rtol=1e-3)
     # one off would be another number
     shifted = {name: np.roll(array, 1, 1) if name in topk.FIELDS else array for name, array in stored.items()}
-    _, wrong = stepper(Distillation(always(0.5), stored=TopK(5, V)))(params_of(student), shifted)
+    _, wrong = stepper(stored_kind(5))(params_of(student), shifted)
     assert abs(float(wrong["kd"]) - kd) > 0.02
     # a token without a distribution has the cross-entropy alone
     none = {name: np.zeros_like(array) if name in topk.FIELDS else array for name, array in stored.items()}
     plain, plain_metrics = stepper(None)(params_of(student), {n: batch[n] for n in batch})
-    alone, alone_metrics = stepper(Distillation(always(0.5), stored=TopK(5, V)))(params_of(student), none)
+    alone, alone_metrics = stepper(stored_kind(5))(params_of(student), none)
     close(plain, alone)
     np.testing.assert_allclose(plain_metrics["loss"], alone_metrics["loss"], rtol=1e-6)
     np.testing.assert_allclose(plain_metrics["accuracy"], alone_metrics["accuracy"], rtol=1e-6)
@@ -123,11 +133,10 @@ def test_stored_distributions_are_learned_where_the_tokens_are(case):
 
 def test_all_tokens_stored_are_the_online_teacher(case):
     student, teacher, batch, _, arrays = case
-    online = Distillation(always(0.7), teacher=abstract_model(PADDED), vocabulary=V)
-    want, metrics = stepper(online)(params_of(student), batch, params_of(teacher))
+    want, metrics = stepper(online_kind())(params_of(student), batch, params_of(teacher))
     logits = np.asarray(jax.jit(teacher)(*arrays), np.float64)[..., :V]
     stored = with_stored(batch, reference.log_softmax(logits), V)
-    got, stored_metrics = stepper(Distillation(always(0.7), stored=TopK(V, V)))(params_of(student), stored)
+    got, stored_metrics = stepper(stored_kind(V))(params_of(student), stored)
     for name in ("loss", "ce", "kd", "accuracy"):
         np.testing.assert_allclose(metrics[name], stored_metrics[name], rtol=1e-3)
     close(want, got, rtol=1e-3)
@@ -140,17 +149,12 @@ def test_all_tokens_stored_are_the_online_teacher(case):
     np.testing.assert_allclose(metrics["teacher_nll"], (weights * nll).sum() / weights.sum(), rtol=1e-4)
 
 
-def test_the_student_as_its_own_teacher_adds_exactly_nothing(case):
+def test_the_student_as_its_own_teacher_has_exactly_nothing_to_teach(case):
     student, _, batch, _, _ = case
-    own = Distillation(always(1.0), teacher=abstract_model(CONFIG), vocabulary=V, temperature=2.0)
-    found, metrics = stepper(own)(params_of(student), batch, params_of(student))
-    plain, _ = stepper(None)(params_of(student), batch)
-    assert metrics["kd"] == 0
-    close(plain, found, rtol=1e-6)
-    alone = Distillation(always(1.0), ce_weight=0.0, teacher=abstract_model(CONFIG), vocabulary=V)
-    nothing, metrics = stepper(alone)(params_of(student), batch, params_of(student))
-    assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(nothing))
-    assert metrics["loss"] == 0 and metrics["ce"] > 4
+    alone = Distillation(always(1.0), ce_weight=0.0, teacher=abstract_model(CONFIG), vocabulary=V, temperature=2.0)
+    gradient, metrics = stepper(alone)(params_of(student), batch, params_of(student))
+    assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(gradient))
+    assert metrics["loss"] == metrics["kd"] == 0 and metrics["ce"] > 4
 
 
 @pytest.mark.parametrize("kind", ["stored", "online"])
@@ -159,20 +163,17 @@ def test_neither_micro_batches_nor_devices_change_the_gradient(case, kind):
     batch = with_stored(batch, log_q, 5) if kind == "stored" else batch
     mesh = make_mesh({"fsdp": 2, "tensor": 2, "context": 2})
 
-    def made(mesh=None):
-        if kind == "online":
-            return Distillation(always(0.5), teacher=abstract_model(PADDED, mesh=mesh), vocabulary=V)
-        return Distillation(always(0.5), stored=TopK(5, V))
-
     said = params_of(teacher) if kind == "online" else None
-    want, metrics = stepper(made())(params_of(student), batch, said)
+    want, metrics = stepper(online_kind() if kind == "online" else stored_kind(5))(params_of(student), batch, said)
     k, shape = 5 if kind == "stored" else None, batch["tokens"].shape
     spread = put_batch(lambda rows: {name: array[rows] for name, array in batch.items()}, shape, mesh, k)
     wide = jax.device_put(params_of(student), param_shardings(CONFIG, mesh))
     if kind == "online":
         # its own sharding: whole along fsdp
         said = jax.device_put(said, param_shardings(PADDED, mesh, RULES | {"embed": None}))
-    found, spread_metrics = stepper(made(mesh), 4, abstract_model(CONFIG, mesh=mesh))(wide, spread, said)
+    wide_kind = Distillation(always(0.5), teacher=abstract_model(PADDED, mesh=mesh), vocabulary=V)
+    wide_kind = wide_kind if kind == "online" else stored_kind(5)
+    found, spread_metrics = stepper(wide_kind, 4, abstract_model(CONFIG, mesh=mesh))(wide, spread, said)
     close(want, jax.device_get(found))
     for name in ("loss", "ce", "kd", "accuracy"):
         np.testing.assert_allclose(metrics[name], spread_metrics[name], rtol=1e-5)
@@ -183,8 +184,8 @@ def test_draws_are_learned_from_as_the_distribution_is_on_average(case):
     student, _, batch, log_q, _ = case
     stored = with_stored(batch, log_q, V)
     draws = stored | {"topk_tail": np.zeros_like(stored["topk_tail"])}
-    want, _ = stepper(Distillation(always(1.0), stored=TopK(V, V)))(params_of(student), stored)
-    got, _ = stepper(Distillation(always(1.0), stored=TopK(V, V, random=True)))(params_of(student), draws)
+    want, _ = stepper(stored_kind(V))(params_of(student), stored)
+    got, _ = stepper(stored_kind(V, random=True))(params_of(student), draws)
     close(want, got, rtol=1e-4)
     assert codes_of(np.log([0.5])) == 1421  # 1 + 0.693 * 2048
 
