@@ -64,6 +64,12 @@ class RunConfig:
                 f"train.distill.divergence: {distill.divergence} does not fit data.topk_align: {self.data.topk_align}; "
                 "spans of another tokenizer go with uld, the student's own tokens with forward_kl.",
             )
+            require(
+                bool(self.data.mixture) or distill.temperature == self.traces.logprobs_temperature,
+                f"train.distill.temperature is {distill.temperature}, and stored logprobs do not say what the whole "
+                "distribution becomes at another temperature than that at which they were taken "
+                f"(traces.logprobs_temperature={self.traces.logprobs_temperature}); make them equal.",
+            )
         # traces of other runs have their own number of logprobs, which prepare looks at
         require(
             topk is None or bool(self.data.mixture) or topk <= self.traces.logprobs,

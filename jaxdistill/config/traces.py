@@ -115,6 +115,9 @@ class TracesConfig:
     logprobs_kind: Literal["top", "random"] = "top"
     """`random`: so many random draws from the teacher's whole distribution instead of its likeliest tokens; on average,
     unlike those, they say what all of it says (arXiv:2503.16870). In JAX alone."""
+    logprobs_temperature: float = 1.0
+    """Divides the teacher's logits before `logprobs` are taken, for a `train.distill.temperature` other than 1. In JAX
+    alone."""
     scorer: Literal["vllm", "jax"] = "vllm"
     """What computes the logprobs of imported traces."""
     retry_failed: bool = False
@@ -150,6 +153,12 @@ class TracesConfig:
             "traces.logprobs needs engine vllm or jax, or engine server with server.api: completions; set it to 0.",
         )
         in_jax = self.engine == "jax" or (self.engine == "import" and self.scorer == "jax")
+        T = self.logprobs_temperature
+        require(T > 0, f"traces.logprobs_temperature is {T}; set it above 0.")
+        require(
+            T == 1 or (in_jax and self.logprobs_kind == "top"),
+            "traces.logprobs_temperature other than 1 needs logprobs_kind top, and engine jax or scorer jax.",
+        )
         require(
             self.logprobs_kind == "top" or in_jax,
             "traces.logprobs_kind: random needs engine jax, or engine import with traces.scorer: jax.",

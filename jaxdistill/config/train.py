@@ -112,7 +112,8 @@ class DistillConfig:
     ce_weight: float = 1.0
     """0 leaves the divergence alone; `1 - weight` makes the mixture that some papers write."""
     temperature: float = 1.0
-    """Divides both models' logits in the divergence, which then carries temperature**2. Online alone."""
+    """Divides both models' logits in the divergence, which then carries temperature**2. Stored distributions have the
+    temperature at which they were taken (`traces.logprobs_temperature`), and no other."""
     teacher: str | None = None
     """Online: a Hugging Face folder or repository id; `traces.teacher` if absent."""
     revision: str | None = None
@@ -146,9 +147,8 @@ class DistillConfig:
             "tokens, so set forward_kl, or source: online.",
         )
         require(
-            self.temperature == 1,
-            f"{name}.temperature is {self.temperature}, and stored logprobs do not say what the whole distribution "
-            "becomes at another temperature than 1; set 1, or source: online.",
+            self.temperature == 1 or self.divergence == "forward_kl",
+            f"{name}.divergence: {self.divergence} knows no temperature; set 1.",
         )
         require(
             self.teacher is None and self.revision is None,

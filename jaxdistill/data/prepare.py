@@ -142,16 +142,18 @@ def _topk(
         return None, None
     spans, tokens = data.topk_align == "spans", TokenMap.of(run.tokenizer)
     readers = [teacher.Reader(part.run, None if spans else tokens.fingerprint, data.topk) for part in taken]
-    kinds = {(reader.origin.random, reader.origin.tokenizer if spans else "") for reader in readers}
+    origins = [reader.origin for reader in readers]
+    kinds = {(o.random, o.temperature, o.tokenizer if spans else "") for o in origins}
     if len(kinds) > 1:
         raise ValueError(
-            "data.mixture: the runs' teachers' distributions are of different kinds (traces.logprobs_kind), or of "
-            "different tokenizers under data.topk_align: spans; take runs of one kind."
+            "data.mixture: the runs' teachers' distributions are of different kinds (traces.logprobs_kind and "
+            "logprobs_temperature), or of different tokenizers under data.topk_align: spans; take runs of one kind."
         )
-    origin = readers[0].origin
+    origin = origins[0]
     if spans and origin.random:
         raise ValueError("data.topk_align: spans compares the highest probabilities, and these are random draws.")
-    return topk.TopK(data.topk, origin.vocabulary if spans else tokens.size, origin.random, spans), readers
+    vocabulary = origin.vocabulary if spans else tokens.size
+    return topk.TopK(data.topk, vocabulary, origin.random, spans, origin.temperature), readers
 
 
 def _teacher_tokenizer(data: DataConfig, readers: list[teacher.Reader] | None) -> Path | None:

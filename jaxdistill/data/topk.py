@@ -52,12 +52,14 @@ class TopK:
       random: whether the k are drawn from the teacher (arXiv:2503.16870), with their shares of the draws in place of
         probabilities and no tail, instead of its likeliest.
       spans: whether the tokens are another tokenizer's, so that their probabilities alone say something.
+      temperature: divided the teacher's logits.
     """
 
     k: int
     vocabulary: int
     random: bool = False
     spans: bool = False
+    temperature: float = 1.0
 
     def __post_init__(self):
         if not 1 <= self.k <= self.vocabulary:

@@ -133,6 +133,7 @@ def _collect(config: TracesConfig, teacher: Teacher, work: WorkList, journal: Jo
         stop_ids=stop,
         logprobs=config.logprobs,
         random=config.logprobs_kind == "random",
+        logprobs_temperature=config.logprobs_temperature,
     )
     start = ready = last = time.monotonic()
 
@@ -198,7 +199,12 @@ def origin_of(config: TracesConfig, teacher: Teacher) -> logprobs.Origin:
     assert config.teacher is not None
     tokens = tokenization.TokenMap.of(teacher.checkpoint)
     return logprobs.Origin(
-        config.teacher, teacher.revision, tokens.fingerprint, tokens.size, config.logprobs_kind == "random"
+        config.teacher,
+        teacher.revision,
+        tokens.fingerprint,
+        tokens.size,
+        random=config.logprobs_kind == "random",
+        temperature=config.logprobs_temperature,
     )
 
 

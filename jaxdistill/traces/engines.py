@@ -49,6 +49,8 @@ class Sampling:
     """So many likeliest tokens' logprobs at each position; 0 for none."""
     random: bool = False
     """So many random draws instead; only the engine `jax` does it."""
+    logprobs_temperature: float = 1.0
+    """Divides the logits of the distributions that are kept; only the engine `jax` does it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

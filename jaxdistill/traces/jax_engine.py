@@ -42,7 +42,8 @@ def generate(
         return
     from jaxdistill.traces.jax_scoring import Scorer
 
-    scorer = Scorer(model, sampling.logprobs, TokenMap.of(checkpoint).size, random=sampling.random)
+    size, temperature = TokenMap.of(checkpoint).size, sampling.logprobs_temperature
+    scorer = Scorer(model, sampling.logprobs, size, random=sampling.random, temperature=temperature)
     completions = itertools.chain(
         (Completion(id=r.id, output_ids=r.response_ids or [], finish_reason="stop") for r in scored),
         _decoded(model, drawn, sampling, batch),

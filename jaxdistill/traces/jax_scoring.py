@@ -29,19 +29,24 @@ BATCH_TOKENS = 1 << 14
 class Scorer:
     """Scores batches of sequences by one model."""
 
-    def __init__(self, model: Decoder, k: int, vocabulary: int, *, random: bool = False):
+    def __init__(self, model: Decoder, k: int, vocabulary: int, *, random: bool = False, temperature: float = 1.0):
         """
         Args:
           k: likeliest tokens, or random draws.
           vocabulary: number of real tokens; the model's other columns are left out.
           random: draw k tokens from each distribution. They come back each once, with the logarithm of its share of the
             draws, and -inf in the slots that are left.
+          temperature: divides the logits, of the sequence's own tokens too.
         Raises:
           ValueError: more tokens are wanted than there are.
         """
         if k > vocabulary and not random:
             raise ValueError(f"traces.logprobs={k}, of a vocabulary of {vocabulary} tokens; lower it.")
-        self._random, self._params, self._run = random, params_of(model), _compiled(model, k, vocabulary, random)
+        self._random, self._params, self._run = (
+            random,
+            params_of(model),
+            _compiled(model, k, vocabulary, random, temperature),
+        )
 
     def score(self, requests: Sequence[Request]) -> Iterator[tuple[int, TopLogprobs]]:
         """(index, distributions at the response's tokens) of every request, the shortest first."""
@@ -77,7 +82,7 @@ def _score_batch(run: Any, params: Any, requests: list[Request], random: bool) -
         yield _merged(*parts) if random else TopLogprobs(*parts)
 
 
-def _compiled(model: Decoder, k: int, vocabulary: int, random: bool) -> Any:
+def _compiled(model: Decoder, k: int, vocabulary: int, random: bool, temperature: float) -> Any:
     """(params, tokens, places, drawn tokens, seeds) -> (ids [N, k], logprobs [N, k], the drawn tokens' [N])."""
 
     def run(params, tokens_BT, where_N, drawn_N, seeds_N):
@@ -86,7 +91,7 @@ def _compiled(model: Decoder, k: int, vocabulary: int, random: bool) -> Any:
 
         def chunk(inputs):
             where, drawn, seeds = inputs
-            log_q = jax.nn.log_softmax(whole.project(hidden[where][None])[0, :, :vocabulary])
+            log_q = jax.nn.log_softmax(whole.project(hidden[where][None])[0, :, :vocabulary] / temperature)
             own = jnp.take_along_axis(log_q, drawn[:, None], axis=1)[:, 0]
             if not random:
                 values, ids = jax.lax.top_k(log_q, k)

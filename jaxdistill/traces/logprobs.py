@@ -55,6 +55,8 @@ class Origin:
     """Token ids are below it."""
     random: bool = False
     """The k are random draws, each token once, with the logarithm of its share of them, and -inf in empty slots."""
+    temperature: float = 1.0
+    """Divided the teacher's logits."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -77,15 +77,21 @@ def score(
     work = WorkList(dataclasses.replace(config, samples=1), problems, tokenizer)
     numbers = {trace.id: number for number, trace in enumerate(traces())}
     section = to_dict(config)
-    keys = ("engine", "teacher", "styles", "system", "suffix", "logprobs", "logprobs_kind", "scorer")
+    keys = ("engine", "teacher", "styles", "system", "suffix", "logprobs", "scorer")
+    keys += ("logprobs_kind", "logprobs_temperature")
     header = {f"traces.{key}": section[key] for key in keys}
     header |= {"the teacher's weights": origin.revision, "the rendered prompts": work.hashes()[1]}
     options = {"size": len(numbers), "number_of": numbers.get, "retry_failed": config.retry_failed}
     with Journal(folder / journal, header, **options) as found:
         requests = Responses(work, traces, tokenizer, lambda name: found.has(numbers[name]))
-        random = config.logprobs_kind == "random"
         sampling = Sampling(
-            temperature=0.0, top_p=1.0, max_tokens=1, stop_ids=[], logprobs=config.logprobs, random=random
+            temperature=0.0,
+            top_p=1.0,
+            max_tokens=1,
+            stop_ids=[],
+            logprobs=config.logprobs,
+            random=config.logprobs_kind == "random",
+            logprobs_temperature=config.logprobs_temperature,
         )
         completions = engines.generate(
             config.scorer, checkpoint, requests, sampling, vllm=config.vllm, batch=config.batch, log=folder / log

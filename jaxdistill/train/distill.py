@@ -125,7 +125,19 @@ class Distillation:
         elif self.stored.random:
             total, _, found = sampled_distillation(head[0], head[1], ids, jnp.exp(logprobs), None, weights_BT, **common)
         else:
-            total, _, found = topk_distillation(head[0], head[1], ids, logprobs, rest, weights_BT, **common)
+            # what is stored at a temperature is normalized there
+            T, normalizer = self.stored.temperature, None if self.stored.temperature == 1 else jnp.zeros_like(rest)
+            total, _, found = topk_distillation(
+                head[0],
+                head[1],
+                ids,
+                T * logprobs,
+                rest,
+                weights_BT,
+                temperature=T,
+                log_normalizer=normalizer,
+                **common,
+            )
         return total, found
 
 
@@ -164,6 +176,11 @@ def set_up_distillation(
         return None, None, {}
     shared = {"share": share_schedule(d, steps), "ce_weight": d.ce_weight}
     if d.source == "stored":
+        if batches.topk is not None and batches.topk.temperature != d.temperature:
+            raise ValueError(
+                f"train.distill.temperature is {d.temperature}, and the stored distributions were taken at "
+                f"{batches.topk.temperature} (traces.logprobs_temperature); make them equal."
+            )
         return Distillation(**shared, stored=batches.topk), None, {"topk": batches.topk_origin}
     name = d.teacher or config.traces.teacher
     assert name is not None

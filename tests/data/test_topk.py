@@ -341,7 +341,10 @@ def test_another_tokenizers_probabilities_come_beside_the_tokens_that_begin_wher
         ({"data": {"row_tokens": 160, "topk": 4}}, r"data\.topk=4 > traces\.logprobs=0"),
         ({"data": {"row_tokens": 160, "topk": 4, "response": "answer"}}, "a reasoning that the student would not see"),
         ({"train": {"distill": {"source": "stored"}}}, "stored needs `data.topk`"),
-        ({"train": {"distill": {"source": "stored", "temperature": 2.0}}}, "do not say what the whole distribution"),
+        (
+            {"data": {"row_tokens": 160, "topk": 4}, "train": {"distill": {"source": "stored", "temperature": 2.0}}},
+            "do not say what the whole distribution",
+        ),
         ({"train": {"distill": {"source": "stored", "divergence": "jsd"}}}, "jsd needs the teacher's whole"),
         ({"train": {"distill": {"source": "stored", "weight": 0}}}, "nothing is distilled"),
         ({"train": {"distill": {"source": "online", "ce_weight": 0, "final_weight": 0}}}, "nothing would be learned"),

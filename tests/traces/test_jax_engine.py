@@ -60,6 +60,12 @@ def test_logprobs_are_those_of_the_model_at_every_drawn_token(checkpoint):  # no
         np.testing.assert_allclose(c.logprobs.logprobs, np.take_along_axis(want[c.id], ids, 1), atol=1e-3)
         np.testing.assert_allclose(c.logprobs.logprobs, np.take_along_axis(want[c.id], c.logprobs.ids, 1), atol=1e-3)
         np.testing.assert_allclose(c.logprobs.sampled, want[c.id][range(len(c.output_ids)), c.output_ids], atol=1e-3)
+    # at a temperature it is the whole distribution that is another one
+    softer = dataclasses.replace(sampling, logprobs=30, logprobs_temperature=3.0)
+    for c in generate(checkpoint, again[:1], softer):
+        logits = want[c.id] / 3 - np.logaddexp.reduce(want[c.id] / 3, 1, keepdims=True)
+        np.testing.assert_allclose(c.logprobs.logprobs, np.take_along_axis(logits, c.logprobs.ids, 1), atol=1e-3)
+    for c in found:
         np.testing.assert_allclose(scored[c.id].logprobs.logprobs, c.logprobs.logprobs, atol=1e-3)
 
 

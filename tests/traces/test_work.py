@@ -179,6 +179,7 @@ SERVER = {"urls": ["http://a/v1"], "api": "completions"}
         ({"logprobs": 21, "engine": "server", "server": SERVER}, "0 to 20"),
         ({"logprobs": 1025, "engine": "vllm"}, "0 to 1024"),
         ({"logprobs_kind": "random", "engine": "vllm"}, "random needs engine jax"),
+        ({"logprobs_temperature": 2.0, "engine": "vllm"}, "other than 1 needs logprobs_kind top, and engine jax"),
         ({"logprobs_kind": "random", "engine": "import"}, r"traces\.scorer: jax"),
     ],
 )
