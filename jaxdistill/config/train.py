@@ -101,7 +101,7 @@ class DistillConfig:
         "forward_kl", "reverse_kl", "jsd", "total_variation", "skew_kl", "skew_reverse_kl", "adaptive_kl", "uld"
     ] = "forward_kl"
     """Forward is KL(teacher || student); see `losses.divergences`. Stored distributions have the forward KL alone, or
-    `uld`, the approximate one between different tokenizers (`losses.sorted`), with `data.topk_align: spans`."""
+    `uld`, the approximate one between different tokenizers (`losses.ranks`), with `data.topk_align: spans`."""
     parameter: float | None = None
     """Of the divergence: beta of `jsd`, alpha of the skewed ones, mu of `adaptive_kl`; their papers' if absent."""
     weight: float = 1.0

@@ -2,8 +2,8 @@
 
 from jaxdistill.losses.chunked import chunked_cross_entropy, chunked_distillation
 from jaxdistill.losses.divergences import DIVERGENCES, PARAMETERS
+from jaxdistill.losses.ranks import sorted_distillation
 from jaxdistill.losses.sequence import cross_entropy, shift
-from jaxdistill.losses.sorted import sorted_distillation
 from jaxdistill.losses.topk import sampled_distillation, topk_distillation
 from jaxdistill.losses.vocabulary import Layout
 

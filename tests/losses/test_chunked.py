@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.losses import chunked_cross_entropy, cross_entropy
-from jaxdistill.losses import sweep as sweeping
+from jaxdistill.losses import products
 from jaxdistill.losses.sweep import Plan, sweep
 
 from . import reference
@@ -215,7 +215,7 @@ def test_blocks_that_do_not_divide_the_vocabulary(block, dtype, monkeypatch):
     hidden, projection, targets, _ = case(6)
     weights = np.ones(N, np.float32)
     want = differentiated(dtype=dtype)(hidden, projection, targets, weights)
-    monkeypatch.setattr(sweeping, "BLOCK", block)
+    monkeypatch.setattr(products, "BLOCK", block)
     found = differentiated.__wrapped__(dtype=dtype)(hidden, projection, targets, weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, want)
 
