@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.losses import chunked_cross_entropy, cross_entropy
-from jaxdistill.losses import products
+from jaxdistill.losses import chunked_cross_entropy, cross_entropy, products
 from jaxdistill.losses.sweep import Plan, sweep
 
 from . import reference

@@ -147,12 +147,13 @@ def test_all_tokens_stored_are_the_online_teacher_at_a_temperature_too(case):
     np.testing.assert_allclose(metrics["teacher_nll"], (weights * nll).sum() / weights.sum(), rtol=1e-4)
 
 
-def test_the_student_as_its_own_teacher_has_exactly_nothing_to_teach(case):
+def test_the_student_as_its_own_teacher_has_nothing_to_teach(case):
     student, _, batch, _, _ = case
     alone = Distillation(always(1.0), ce_weight=0.0, teacher=abstract_model(CONFIG), vocabulary=V, temperature=2.0)
     gradient, metrics = stepper(alone)(params_of(student), batch, params_of(student))
-    assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(gradient))
-    assert metrics["loss"] == metrics["kd"] == 0 and metrics["ce"] > 4
+    # of equal logits it is exactly 0 (tests/losses); two forward passes need not round alike
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient)) < 1e-6
+    assert metrics["loss"] == metrics["kd"] < 1e-9 and metrics["ce"] > 4
 
 
 @pytest.mark.parametrize("kind", ["stored", "online"])
