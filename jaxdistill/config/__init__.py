@@ -12,7 +12,15 @@ from jaxdistill.config.run import RunConfig
 from jaxdistill.config.student import ArchitectureConfig, StudentConfig
 from jaxdistill.config.traces import ServerConfig, TracesConfig, VLLMConfig
 from jaxdistill.config.train import MeshConfig, OptimizerConfig, ProfileConfig, TrainConfig, TrainEvaluateConfig
-from jaxdistill.config.verify import CodeConfig, CodeLimitsConfig, VerifyConfig
+from jaxdistill.config.verify import (
+    CodeConfig,
+    CodeLimitsConfig,
+    DecontaminateConfig,
+    FiltersConfig,
+    JudgeConfig,
+    MajorityConfig,
+    VerifyConfig,
+)
 
 __all__ = [
     "ArchitectureConfig",
@@ -20,8 +28,12 @@ __all__ = [
     "CodeLimitsConfig",
     "CurriculumConfig",
     "DataConfig",
+    "DecontaminateConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "FiltersConfig",
+    "JudgeConfig",
+    "MajorityConfig",
     "MeshConfig",
     "OptimizerConfig",
     "PhaseConfig",

@@ -101,7 +101,7 @@ def test_every_trace_has_a_verdict_in_the_order_of_the_traces(tmp_path):
         ("undecided", "hedged", "7 or 8", "undecided"),
         ("incorrect", "different", "8", "incorrect"),
         ("undecided", "no gold answer", None, "undecided"),
-        ("undecided", "no gold answer", None, "undecided"),
+        ("undecided", "unknown problem", None, "undecided"),
     ]
     assert [v.kept for v in verdicts] == [v.rejected_for is None for v in verdicts]
     assert verdicts[0].method == "integer"
@@ -110,6 +110,10 @@ def test_every_trace_has_a_verdict_in_the_order_of_the_traces(tmp_path):
 def test_counts_are_the_waterfall(tmp_path, capsys):
     run = write_run(tmp_path, PROBLEMS, *SHARDS)
     counts = verify(make_config(keep_per_problem=1), run)
+    domains = counts.pop("domains")
+    assert domains["math"] == {"traces": 10, "finished": 8, "well_formed": 7, "correct": 3, "unique": 2, "kept": 1}
+    assert domains["unknown"] == {"traces": 1, "finished": 1, "well_formed": 1, "correct": 0, "unique": 0, "kept": 0}
+    assert counts.pop("reasons")["undecided"] == {"hedged": 1, "no gold answer": 1, "unknown problem": 1}
     assert counts == {
         "traces": 11,
         "finished": 9,
@@ -127,7 +131,7 @@ def test_counts_are_the_waterfall(tmp_path, capsys):
             "surplus": 1,
         },
         "outcomes": {"correct": 4, "incorrect": 2, "undecided": 5},
-        "undecided": {"no gold answer": 2, "truncated": 1, "no response": 1, "hedged": 1},
+        "undecided": {"truncated": 1, "no response": 1, "hedged": 1, "no gold answer": 1, "unknown problem": 1},
         "unknown_problems": 1,
         "problems": 3,
         "problems_with_a_kept_trace": 1,
@@ -135,7 +139,9 @@ def test_counts_are_the_waterfall(tmp_path, capsys):
     assert sum(counts["rejected"].values()) + counts["kept"] == counts["traces"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "  11 traces of 3 problems"
-    assert lines[1] == "  finished             9   81.8%  - 1 failed, 1 truncated"
+    assert lines[1] == "  generated           11  100.0%"
+    assert lines[2] == "  finished             9   81.8%  - 1 failed, 1 truncated"
+    assert lines[-3].split() == ["math", "10", "8", "7", "3", "2", "1"]
     assert lines[-1] == "  problems with a kept trace: 1"
 
 
@@ -144,7 +150,7 @@ def test_without_answers_only_the_form_counts(tmp_path, capsys):
     counts = verify(make_config(answer=False), run)
     assert (counts["kept"], counts["rejected"]) == (1, {"malformed": 1})
     assert counts["outcomes"] == {"correct": 0, "incorrect": 0, "undecided": 2}
-    assert "correct" not in capsys.readouterr().out
+    assert "  correct" not in capsys.readouterr().out
 
 
 def test_no_gold_answer_at_all_is_refused_before_anything_is_written(tmp_path):
@@ -179,12 +185,12 @@ def test_a_second_run_gives_the_same_file_and_clears_what_a_killed_one_left(tmp_
     left = run.verdicts / ".verdicts.parquet.4242.tmp"
     left.write_bytes(b"half a file")
     assert verify(make_config(), run) == first
-    assert [f.name for f in run.verdicts.iterdir()] == ["verdicts.parquet"]
+    assert sorted(f.name for f in run.verdicts.iterdir()) == ["cache", "verdicts.parquet"]
     assert (run.verdicts / "verdicts.parquet").read_bytes() == written
 
 
 def test_a_thousand_traces_take_well_under_a_second(tmp_path, cpu_seconds):
-    traces = [trace("a", n, answer(54, f" step {n} " * 200)) for n in range(1000)]
+    traces = [trace("a", n, answer(54, " ".join(f"step {(n + 1) * k}" for k in range(200)))) for n in range(1000)]
     run = write_run(tmp_path, PROBLEMS, traces)
     counts = []
     taken = cpu_seconds(lambda: counts.append(verify(make_config(), run)))
