@@ -223,10 +223,7 @@ def read_records(folder: Path, record: type) -> Iterator[Any]:
     if not files:
         raise ValueError(f"{folder}: no Parquet files; run the stage that makes them first.")
     for file in files:
-        try:
-            table = pq.ParquetFile(file)
-        except pa.ArrowInvalid:
-            raise ValueError(f"{file}: not a whole Parquet file; remove it, and run its stage again.") from None
+        table = _open(file)
         there = [name for name in schema_of(record).names if name in table.schema_arrow.names]
         # a field with a default may be younger than the file
         optional = {f.name for f in dataclasses.fields(record) if f.default is not dataclasses.MISSING}
@@ -239,6 +236,22 @@ def read_records(folder: Path, record: type) -> Iterator[Any]:
         for batch in table.iter_batches(batch_size=1024, columns=there):
             for row in batch.to_pylist():
                 yield record(**row)
+
+
+def count_records(folder: Path) -> int:
+    """How many records the Parquet files of a folder hold.
+
+    Raises:
+      ValueError: a file that is none.
+    """
+    return sum(_open(file).metadata.num_rows for file in folder.glob("*.parquet"))
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except pa.ArrowInvalid:
+        raise ValueError(f"{file}: not a whole Parquet file; remove it, and run its stage again.") from None
 
 
 # ------------------------------------------------------------------------------------- whole or not at all

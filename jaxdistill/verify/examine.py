@@ -17,11 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from jaxdistill import progress
 from jaxdistill.config import VerifyConfig, fingerprint
-from jaxdistill.records import read_records
+from jaxdistill.records import count_records, read_records
 from jaxdistill.verify.code import Sandbox, check_code
 from jaxdistill.verify.compare import Check
 from jaxdistill.verify.consistency import NO_GOLD
@@ -64,7 +62,7 @@ def examine(folder: Path, gold: dict[str, Gold], config: VerifyConfig, cache: Pa
       folder: of the traces.
       cache: folder of the stores.
     """
-    total = sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))
+    total = count_records(folder)
     candidates: list[Candidate] = []
     with progress.bar("verify", total) as update, contextlib.ExitStack() as stack:
         examiner = Examiner(config, cache, stack)
