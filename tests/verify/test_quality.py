@@ -113,12 +113,12 @@ HOSTILE += ["\ud800", "$a`b", "####", "not entirely "]
 def test_megabytes_are_measured_in_linear_time(piece):
     every = FiltersConfig(**{q.threshold: 1 for q in QUALITY.values()})
     taken = []
-    for size in (200_000, 400_000):
+    for size in (80_000, 160_000):
         text = response(piece * (size // len(piece)), piece * (size // len(piece)))
         start = time.process_time()
         measure(text, PROMPT, every, with_signature=True)
         taken.append(time.process_time() - start)
-    assert taken[1] < max(2.0, 4 * taken[0])  # quadratic time would be minutes here
+    assert taken[1] < max(1.0, 4 * taken[0])  # quadratic time would be minutes here
 
 
 @pytest.mark.parametrize(

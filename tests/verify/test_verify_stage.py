@@ -15,7 +15,18 @@ import pytest
 
 from jaxdistill import config as configs
 from jaxdistill import pipeline
-from jaxdistill.records import Problem, RunDir, Trace, Verdict, read_records, schema_of, split_response, write_records
+from jaxdistill.evals import facts, samples
+from jaxdistill.records import (
+    Problem,
+    RunDir,
+    Trace,
+    Verdict,
+    read_records,
+    schema_of,
+    split_response,
+    write_manifest,
+    write_records,
+)
 from jaxdistill.verify import pool
 from jaxdistill.verify.stage import verify
 from tests.helpers import tiny_config
@@ -351,6 +362,11 @@ def test_malformed_records_have_verdicts_with_reasons(tmp_path):
     assert counts["rejected"] == {"unreadable": 6, "malformed": 1}
     assert set(counts["domains"]) == {"math", "unknown"}
     assert sum(each["traces"] for each in counts["domains"].values()) == counts["traces"] == 9
+    for folder in (run.traces, run.verdicts):  # and the report can be made
+        write_manifest(folder, stage="", config={}, config_hash="", inputs={}, counts=counts)
+    found = facts.read_yield(run)
+    assert found is not None and found.rejected == {"unreadable": 6, "malformed": 1}
+    assert [example.title for example in samples.rejected_traces(run)] == ["a/plain/5"]
 
 
 def test_a_file_that_is_not_whole_is_named(tmp_path):
