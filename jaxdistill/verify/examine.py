@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ from jaxdistill.records import count_records, read_records
 from jaxdistill.verify.code import Sandbox, check_code
 from jaxdistill.verify.compare import Check
 from jaxdistill.verify.consistency import NO_GOLD
-from jaxdistill.verify.filters import FINISH_REASONS, UNKNOWN_DOMAIN, Candidate, TraceText, describe, is_formed
+from jaxdistill.verify.filters import (
+    FINISH_REASONS,
+    UNKNOWN_DOMAIN,
+    Candidate,
+    TraceText,
+    describe,
+    is_formed,
+    measured,
+)
 from jaxdistill.verify.measuring import code_hash, names_wanted
 from jaxdistill.verify.pool import CHUNK, Pool, to_check
 from jaxdistill.verify.selection import needs_signature
@@ -150,8 +158,13 @@ class Examiner:
         """Starts a batch; what is given waits for it to end."""
         pairs = {i: pair for i, pair in enumerate(batch) if not isinstance(pair, Candidate)}
         checks = self._begin_checks(pairs)
-        formed = {i: pair for i, pair in pairs.items() if self._is_formed(pair[0])}
-        measures = self._begin_measures(formed)
+        described = {
+            i: describe(trace, _NOTHING, UNKNOWN_DOMAIN if gold is None else gold.domain)
+            for i, (trace, gold) in pairs.items()
+        }
+        # what falls for its form anyway need not be measured
+        formed = {i: pair for i, pair in pairs.items() if is_formed(described[i], self._config)}
+        measures = self._begin_measures(formed) if self._measured != "[]" else {}
 
         def end() -> list[Candidate]:
             found = []
@@ -159,9 +172,8 @@ class Examiner:
                 if isinstance(one, Candidate):
                     found.append(one)
                     continue
-                trace, gold = one
-                measured = measures[i]() if i in measures else {}
-                found.append(describe(trace, checks[i](), UNKNOWN_DOMAIN if gold is None else gold.domain, measured))
+                candidate = replace(described[i], check=checks[i]())
+                found.append(measured(candidate, measures[i]()) if i in measures else candidate)
             self._checks.flush()
             self._measures.flush()
             return found
@@ -176,10 +188,6 @@ class Examiner:
             found[i] = self._remember(self._checks, key_of("compare", *pairs[i]), result())
         self._checks.flush()
         return [to_check(found[i]) for i in range(len(pairs))]
-
-    def _is_formed(self, trace: TraceText) -> bool:
-        """What falls for its form anyway need not be measured."""
-        return bool(self._measured != "[]") and is_formed(describe(trace, _NOTHING, measured={}), self._config)
 
     def _begin_measures(self, pairs: dict[int, Pair]) -> dict[int, Slot]:
         items = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -70,12 +70,10 @@ class Rejection:
     detail: str = ""
 
 
-def describe(trace: TraceText, check: Check, domain: str = UNKNOWN_DOMAIN, measured: Any = None) -> Candidate:
-    """The facts of one trace, whose answer has been checked; `measured` is what `measuring.measure` found."""
+def describe(trace: TraceText, check: Check, domain: str = UNKNOWN_DOMAIN) -> Candidate:
+    """The facts of one trace that its text says at once; `measured` adds the others."""
     assert trace.id is not None and trace.problem_id is not None and trace.sample is not None
     assert trace.response is not None and trace.finish_reason is not None
-    numbers = dict(measured) if measured is not None else {}
-    signature = numbers.pop("signature", None)
     return Candidate(
         trace_id=trace.id,
         problem_id=trace.problem_id,
@@ -87,9 +85,16 @@ def describe(trace: TraceText, check: Check, domain: str = UNKNOWN_DOMAIN, measu
         form=answer_form(trace.response),
         digest=hashlib.blake2b(trace.response.encode("utf-8", "surrogatepass"), digest_size=16).digest(),
         length=len(trace.response),
-        measures=numbers if measured is not None else None,
-        signature=similarity.decode(signature) if signature else None,
     )
+
+
+def measured(candidate: Candidate, found: dict[str, Any] | None) -> Candidate:
+    """The candidate with what `measuring.measure` found; None if that took too much time or memory."""
+    if found is None:
+        return replace(candidate, measures=None)
+    numbers = dict(found)
+    signature = numbers.pop("signature", None)
+    return replace(candidate, measures=numbers, signature=similarity.decode(signature) if signature else None)
 
 
 _FORMS = {

@@ -6,7 +6,7 @@ import pytest
 
 from jaxdistill.config import VerifyConfig
 from jaxdistill.verify import Check, selection
-from jaxdistill.verify.filters import ANSWER, FORM, TraceText, describe
+from jaxdistill.verify.filters import ANSWER, FORM, TraceText, describe, measured
 from jaxdistill.verify.texts import think_structure
 
 GOOD = "<think>\n Ann=54\n</think>\nThe answer is \\boxed{54}."
@@ -17,7 +17,7 @@ def candidate(response=GOOD, check=RIGHT, *, sample=0, finish="stop", problem="p
     trace = TraceText(
         id=f"{problem}/{sample}", problem_id=problem, sample=sample, response=response, finish_reason=finish
     )
-    return describe(trace, check, measured={"loop": 0, "compression": 1.0, "refusals": 0})
+    return measured(describe(trace, check), {"loop": 0, "compression": 1.0, "refusals": 0})
 
 
 def select(candidates, config):
