@@ -30,4 +30,6 @@ def names_wanted(filters: FiltersConfig, with_signature: bool) -> str:
 
 def code_hash() -> str:
     """Of the code that measures."""
-    return hash_of_code(["measuring.py", "quality.py", "texts.py", "similarity.py"], ["datasketch", "py3langid", "regex"])
+    return hash_of_code(
+        ["measuring.py", "quality.py", "texts.py", "similarity.py"], ["datasketch", "py3langid", "regex"]
+    )
