@@ -264,6 +264,8 @@ def redo(stage: str, config: RunConfig) -> None:
                 for path in task.folder.iterdir():
                     if path.name != CACHE:  # results that hold for whatever is made next
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if not (task.folder / CACHE).exists():
+                    task.folder.rmdir()
     processes.barrier(f"redo {stage}")
 
 
