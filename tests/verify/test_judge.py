@@ -6,13 +6,16 @@ import json
 
 import pytest
 
+from jaxdistill import tokenization
 from jaxdistill.config import JudgeConfig
 from jaxdistill.records import JudgeMark, Verdict, read_records
+from jaxdistill.traces import engines
 from jaxdistill.verify import judge as judging
 from jaxdistill.verify.judge import Shown, agreement, build_prompt, read_marks
 from jaxdistill.verify.stage import verify
 from tests.traces import fake_server
 from tests.traces.fake_server import FakeServer
+from tests.traces.tiny import make_tokenizer
 from tests.verify.test_verify_stage import answer, make_config, problem, trace, write_run
 
 GOOD = '{"faithfulness": 4, "coherence": 3, "correct": true, "reason": "fine"}'
@@ -121,3 +124,25 @@ def test_it_is_off_unless_it_is_named():
     assert make_config().verify.judge is None
     with pytest.raises(ValueError, match="marks go from 1 to 5"):
         JudgeConfig(model="m", min_coherence=6, server={"urls": ["http://a/v1"]})
+
+
+def test_an_engine_of_tokens_is_asked_through_its_chat_template(tmp_path, monkeypatch):
+    folder = tmp_path / "judge"
+    make_tokenizer(folder)
+    (folder / "config.json").write_text('{"model_type": "qwen3", "max_position_embeddings": 8192}')
+    (folder / "model.safetensors").touch()
+    tokenizer = tokenization.load_tokenizer(str(folder))
+    asked = []
+
+    def engine(checkpoint, requests, sampling, **options):
+        for request in requests:
+            asked.append(tokenizer.decode(request.prompt_ids))
+            ids = tokenization.encode_response(tokenizer, f"<think>\nWell.\n</think>\n{GOOD}")
+            yield engines.Completion(id=request.id, output_ids=ids, finish_reason="stop")
+
+    monkeypatch.setitem(engines.ENGINES, "jax", engine)
+    run = write_run(tmp_path / "run", [problem("a", "54")], [trace("a", 0, answer(54, "a step of its own"))])
+    verify(make_config(judge={"engine": "jax", "model": str(folder)}), run)
+    (mark_,) = read_records(run.verdicts / "judge", JudgeMark)
+    assert (mark_.faithfulness, mark_.coherence, mark_.correct, mark_.error) == (4, 3, True, None)
+    assert "<|im_start|>assistant" in asked[0] and "a step of its own" in asked[0] and "How many?" in asked[0]
