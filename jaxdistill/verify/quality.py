@@ -102,19 +102,19 @@ def loop(text: Text, config: FiltersConfig) -> float:
 
 def _loop_at_end(text: str) -> int:
     pieces = pieces_of(text[-12 * LOOP_PIECES :])[-LOOP_PIECES:][::-1]
-    # Z-function: common[p] is how far the text and the text p on agree; so p pieces go round 1 + common / p times
-    size, longest, left, right = len(pieces), 0, 0, 0
-    common = [0] * size
-    for p in range(1, size):
-        n = min(right - p, common[p - left]) if p < right else 0
-        while p + n < size and pieces[n] == pieces[p + n]:
-            n += 1
-        if p + n > right:
-            left, right = p, p + n
-        common[p] = n
-        if p + n >= ROUNDS * p and p + n > longest:
-            longest = p + n
-    return longest
+    loops: list[tuple[int, int]] = []  # words and signs of a round, and of the whole loop
+    sizes = range(1, len(pieces) // ROUNDS + 1)
+    # most sizes are no loop's, and are seen to be so at the first word of two rounds
+    for size in [size for size in sizes if pieces[size] == pieces[0] == pieces[2 * size]]:
+        if any(size % shorter == 0 and whole >= size + shorter for shorter, whole in loops):
+            continue  # several rounds of that loop, which ends where that one does
+        if any(pieces[n * size : (n + 1) * size] != pieces[:size] for n in range(1, ROUNDS)):
+            continue
+        whole = ROUNDS * size
+        while whole < len(pieces) and pieces[whole] == pieces[whole - size]:
+            whole += 1
+        loops.append((size, whole))
+    return max((whole for _, whole in loops), default=0)
 
 
 # ------------------------------------------------------------------------------------------ length and steps

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from jaxdistill.config import FiltersConfig, VerifyConfig
 from jaxdistill.demo.task import make_problems
@@ -103,6 +105,18 @@ def test_what_is_never_closed_is_prose():
 def test_a_loop_has_four_rounds(rounds):
     text = Text(response(LONG + " So it is five." * rounds))
     assert (quality.loop(text, FiltersConfig()) > 0) == (rounds >= 4)
+
+
+@hypothesis.given(st.text("ab", max_size=40))
+def test_a_loop_is_the_longest_periodic_end(letters):
+    text = " ".join(letters)
+    longest = 0
+    for size in range(1, len(letters) // quality.ROUNDS + 1):
+        for whole in range(quality.ROUNDS * size, len(letters) + 1):
+            end = letters[-whole:]
+            if all(a == b for a, b in zip(end, end[size:], strict=False)):
+                longest = max(longest, whole)
+    assert quality.loop(Text(text), FiltersConfig()) == longest
 
 
 HOSTILE = ["a", "the answer is ", "`", "$ ", "\\[ ", "\\begin{", "\n\n", " ", "<think>", "汉字", "wait let me re", "α "]
