@@ -107,8 +107,10 @@ def _judge(candidates: list[Candidate], gold: dict[str, Gold], config: VerifyCon
     assert config.judge is not None
     wanted = {c.trace_id for c in candidates if is_formed(c, config) and c.problem_id in gold}
     shown = judging.shown_traces(run.traces, wanted, lambda problem: gold[problem].prompt)
-    marks = judging.judge(config.judge, shown, run.verdicts / CACHE, run.verdicts / MARKS / "vllm.log")
-    write_records(run.verdicts / MARKS / "judge.parquet", JudgeMark, marks)
+    folder = run.verdicts / MARKS
+    folder.mkdir(parents=True, exist_ok=True)
+    marks = judging.judge(config.judge, shown, run.verdicts / CACHE, folder / "vllm.log")
+    write_records(folder / "judge.parquet", JudgeMark, marks)
     return marks
 
 
