@@ -97,10 +97,10 @@ def judge(config: JudgeConfig, traces: Iterable[Shown], cache: Path, log: Path) 
     """
     asker = _Asker(config, log)
     found: dict[str, dict[str, Any]] = {}
-    with Store(cache / "judge.jsonl", key_of(CODE, INSTRUCTION, asker.identity)) as store:
+    with Store(cache / "judge.jsonl", key_of(CODE)) as store:
         waiting = {}
         for shown in traces:
-            key = key_of(shown.prompt, shown.response)
+            key = key_of(INSTRUCTION, asker.identity, shown.prompt, shown.response)
             known = store.get(key)
             if known is not None:
                 found[shown.trace_id] = known
