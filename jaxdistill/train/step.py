@@ -58,9 +58,16 @@ def loss_sums(
         weights_BT,
         softcap=model.config.final_softcap,
         dtype=model.dtype,
-        layout=Layout(model.mesh) if model.mesh is not None and model.mesh.size > 1 else None,
+        layout=layout_of(model.mesh),
     )
     return total, {"count": count, "hits": found["hits"]}
+
+
+def layout_of(mesh: Mesh | None) -> Layout | None:
+    """How losses lie on the mesh; one device needs no layout, unless it is only described, for another machine."""
+    if mesh is None or (mesh.size == 1 and mesh.devices.flat[0].platform == jax.default_backend()):
+        return None
+    return Layout(mesh)
 
 
 def gradients(
@@ -121,7 +128,7 @@ def make_step(
     seed: int = 0,
     schedule: optax.Schedule | None = None,
     spike: float | None = None,
-) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """The compiled step (state, batch, frozen parameters or nothing) -> (state, metrics); donates the state's buffers.
 
     A step is bad if its loss or gradient is not finite, or its loss is a spike. Parameters and optimizer state then
