@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxdistill import progress
 from jaxdistill.config import RunConfig
 from jaxdistill.plan import environments
+from jaxdistill.records import RunDir, write_json
+
+if TYPE_CHECKING:
+    from jaxdistill.plan.planning import Plan
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
@@ -63,8 +69,9 @@ def run(config: RunConfig, arguments: argparse.Namespace) -> int:
     )
     steps = arguments.steps or steps_of(config)
     if arguments.search:
-        return _search(job, topology, steps, arguments)
+        return _search(config, job, topology, steps, arguments)
     plan = make_plan(job, topology, steps)
+    keep(RunDir(Path(config.run_dir)), [plan])
     if arguments.json:
         print(json.dumps(plan.as_dict(), indent=1))
     else:
@@ -72,7 +79,23 @@ def run(config: RunConfig, arguments: argparse.Namespace) -> int:
     return 0 if plan.fits else 1
 
 
-def _search(job: Any, topology: Any, steps: int | None, arguments: argparse.Namespace) -> int:
+def keep(run: RunDir, plans: Sequence[Plan]) -> None:
+    """Writes the table of a topology's plans where the report finds it; the next one replaces it."""
+    from jaxdistill.plan.estimate import said
+    from jaxdistill.plan.show import COLUMNS, row_of
+
+    topology = plans[0].topology
+    table = {
+        "topology": str(topology),
+        "columns": [*COLUMNS[:-1], "fits"],
+        "rows": [[*row_of(plan)[:-1], "yes" if plan.fits else "no"] for plan in plans],
+        "assumptions": said(topology),
+    }
+    run.plans.mkdir(parents=True, exist_ok=True)
+    write_json(run.plans / f"{topology.slices}x{topology.name.replace(':', '-')}.json", table)
+
+
+def _search(config: RunConfig, job: Any, topology: Any, steps: int | None, arguments: argparse.Namespace) -> int:
     from jaxdistill.plan.planning import make_plan
     from jaxdistill.plan.search import search
     from jaxdistill.plan.show import row_of, show_plan, show_table
@@ -83,6 +106,7 @@ def _search(job: Any, topology: Any, steps: int | None, arguments: argparse.Name
     best = found.plans[0]
     if not arguments.quick:
         best = make_plan(dataclasses.replace(best.job, quick=False), topology, steps)
+    keep(RunDir(Path(config.run_dir)), [best, *found.plans[1:]])
     if arguments.json:
         failed = [{"train": job.train, "why": why} for job, why in found.failed]
         ranked = [plan.as_dict() for plan in found.plans]

@@ -1,15 +1,14 @@
-"""Plans for people: in a terminal, as a table in HTML, as rows of Markdown."""
+"""Plans for people, in a terminal."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from jaxdistill import progress
 from jaxdistill.plan.estimate import said
-from jaxdistill.plan.planning import Plan
+from jaxdistill.plan.planning import Plan, advice
 from jaxdistill.plan.targets import GIB
 
 COLUMNS = ("mesh", "rows", "micro", "remat", "peak GiB", "of", "step s", "tokens/s", "MFU", "")
@@ -26,10 +25,13 @@ def show_plan(plan: Plan) -> None:
         f"{train['micro_batches']} micro-batch(es), remat {train['remat']}; compiled in {found.seconds:.0f} s"
     )
     limit = f" of {chip.hbm_gib:g} GiB" if chip.hbm_gib else ""
-    verdict = f": {'fits' if plan.fits else 'DOES NOT FIT'}" if chip.hbm_gib else ""
+    over = found.peak_bytes / GIB - chip.hbm_gib
+    verdict = f": {'fits' if plan.fits else f'DOES NOT FIT, {over:.2f} GiB too much'}" if chip.hbm_gib else ""
     say(f"  memory        {found.peak_bytes / GIB:.2f} GiB a device at the peak{limit}{verdict}")
     parts = {name: size for name, size in found.memory.items() if size}
     say("                " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items()))
+    if not plan.fits:
+        say(f"                {advice(plan.job)}")
     _show_flops(plan)
     _show_traffic(plan)
     if plan.fast and plan.slow:
@@ -126,10 +128,3 @@ def show_table(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) 
     for row in rows:
         table.add_row(*row)
     progress.console.print(table)
-
-
-def html_table(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
-    """The same table for the report's page."""
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
