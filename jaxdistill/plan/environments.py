@@ -79,6 +79,12 @@ def make(platform: str) -> Path:
         return python
 
 
+def variables() -> dict[str, str]:
+    """Of a compiler's process: this package in its path, and nothing that would change what it makes."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "JAX_", "TPU_", "LIBTPU"))}
+    return kept | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
 @contextlib.contextmanager
 def _locked(platform: str) -> Iterator[None]:
     """Two plans that start at once make one environment."""

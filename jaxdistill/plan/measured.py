@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.plan import environments
 from jaxdistill.plan.hlo import Computations, Op, parse
 from jaxdistill.plan.job import Job
 from jaxdistill.plan.products import convolution_flops, dot_flops
@@ -53,12 +54,11 @@ def measure(job: Job) -> Measured:
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={topology.devices}".strip(),
         # what is freed goes back to the system, so that what is resident is in use
         "MALLOC_MMAP_THRESHOLD_": "65536",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     ran = subprocess.run(
         [sys.executable, "-m", "jaxdistill.plan.measured"],
         input=json.dumps(dataclasses.asdict(job)),
-        env=os.environ | environment,
+        env=environments.variables() | environment,
         capture_output=True,
         text=True,
     )

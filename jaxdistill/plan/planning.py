@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
-from pathlib import Path
 from typing import Any
 
 from jaxdistill.plan import environments
@@ -112,11 +110,10 @@ def compile_job(job: Job, topology: Topology) -> Compiled:
       ValueError: bad input, or a compiler that died.
     """
     python = environments.make(topology.chip.platform)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "JAX_", "TPU_", "LIBTPU"))}
     ran = subprocess.run(
         [str(python), "-m", "jaxdistill.plan.worker"],
         input=json.dumps(dataclasses.asdict(job)),
-        env=kept | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=environments.variables(),
         capture_output=True,
         text=True,
     )

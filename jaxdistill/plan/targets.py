@@ -25,7 +25,7 @@ class Chip:
     tflops: float
     """Dense bf16."""
     hbm_gib: float
-    """What the compiler lets a program use (TPUs), or what is left beside CUDA's own share (GPUs)."""
+    """What the compiler lets a program use (TPUs); 95% of the memory (GPUs: XLA_PYTHON_CLIENT_MEM_FRACTION=0.95)."""
     hbm_gbps: float
     """Memory bandwidth, GB/s."""
     link_gbps: float
@@ -80,15 +80,15 @@ CHIPS: Mapping[str, Chip] = {
         clock_ghz=2.2, devices_per_chip=2, shapes=_CUBES,
     ),
     "h100": Chip(
-        platform="gpu", title="NVIDIA H100 SXM", tflops=989, hbm_gib=75.0, hbm_gbps=3350, link_gbps=450,
+        platform="gpu", title="NVIDIA H100 SXM", tflops=989, hbm_gib=75.1, hbm_gbps=3350, link_gbps=450,
         outside_gbps=50, shapes=("1", "2", "4", "8"),
     ),
     "h200": Chip(
-        platform="gpu", title="NVIDIA H200 SXM", tflops=989, hbm_gib=135.0, hbm_gbps=4800, link_gbps=450,
+        platform="gpu", title="NVIDIA H200 SXM", tflops=989, hbm_gib=132.8, hbm_gbps=4800, link_gbps=450,
         outside_gbps=50, shapes=("1", "2", "4", "8"),
     ),
     "b200": Chip(
-        platform="gpu", title="NVIDIA B200 SXM", tflops=2250, hbm_gib=173.0, hbm_gbps=7700, link_gbps=900,
+        platform="gpu", title="NVIDIA B200 SXM", tflops=2250, hbm_gib=169, hbm_gbps=7700, link_gbps=900,
         outside_gbps=50, shapes=("1", "2", "4", "8"),
     ),
     "cpu": Chip(
