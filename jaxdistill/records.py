@@ -153,6 +153,10 @@ class RunDir:
         return self.root / "report"
 
     @property
+    def plans(self) -> Path:
+        return self.root / "plans"
+
+    @property
     def tokens(self) -> Path:
         return self.root / "tokens"
 

@@ -58,7 +58,7 @@ def loss_sums(
         weights_BT,
         softcap=model.config.final_softcap,
         dtype=model.dtype,
-        layout=Layout(model.mesh) if model.mesh is not None and model.mesh.size > 1 else None,
+        layout=Layout.of(model.mesh),
     )
     return total, {"count": count, "hits": found["hits"]}
 
@@ -121,7 +121,7 @@ def make_step(
     seed: int = 0,
     schedule: optax.Schedule | None = None,
     spike: float | None = None,
-) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """The compiled step (state, batch, frozen parameters or nothing) -> (state, metrics); donates the state's buffers.
 
     A step is bad if its loss or gradient is not finite, or its loss is a spike. Parameters and optimizer state then
