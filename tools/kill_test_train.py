@@ -4,7 +4,7 @@
 
 Everything before `train` is done once, if it has not been. Every other moment is uniform over start, compilation and
 some steps; the others come after the first new line of the log, uniform over so many steps, so that some fall into a
-save. All of them together get through about half of the training. At the end parameters, optimizer state, guard and step
+save; all of them get through about half of the training. At the end parameters, optimizer state, guard and step
 are compared bit for bit, and the log's numbers without its times. Exit code 0 exactly if all are equal.
 """
 
