@@ -19,6 +19,7 @@ from rich.table import Table
 from jaxdistill import pipeline, progress
 from jaxdistill.config import RunConfig, load, to_dict
 from jaxdistill.parallel import processes
+from jaxdistill.plan import command as planning
 from jaxdistill.records import RunDir, read_manifest
 
 PARENT = "JAXDISTILL_PARENT"
@@ -35,6 +36,7 @@ HELP = {
     "evaluate": "held-out accuracy of student, baselines and teacher",
     "report": "one HTML page about the run",
     "show": "one packed row, coloured by what is trained; `--row` picks it",
+    "plan": "the train step, compiled for devices that are not here: memory, FLOPs, communication, time",
 }
 EXAMPLES = """examples:
   jaxdistill run configs/quickstart.yaml
@@ -43,6 +45,7 @@ EXAMPLES = """examples:
   jaxdistill train my.yaml --set train.optimizer.learning_rate=1e-5 --redo train
   jaxdistill export my.yaml --check
   jaxdistill show configs/quickstart.yaml --row 3
+  jaxdistill plan my.yaml --topology v5p:4x4x4 --mesh fsdp=16,tensor=4
 """
 
 
@@ -72,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--row", type=int, default=0, help="which packed row (default 0)")
             sub.add_argument("--baseline", help="of this baseline, instead of the student")
             sub.add_argument("--prompts", type=int, metavar="N", help="instead: what the teacher is asked, N problems")
+            continue
+        if name == "plan":
+            planning.add_arguments(sub)
             continue
         sub.add_argument(
             "--dry-run", action="store_true", help="print the resolved config and the plan, and do nothing"
@@ -120,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jaxdistill.data.show import show
 
             show(config, arguments.row, arguments.baseline)
+        elif arguments.command == "plan":
+            return planning.run(config, arguments)
         elif arguments.dry_run:
             dry_run(config)
         else:

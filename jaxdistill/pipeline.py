@@ -19,7 +19,7 @@ from typing import Any
 from jaxdistill import progress
 from jaxdistill.config import RunConfig, differences, effective, fingerprint, with_baseline
 from jaxdistill.parallel import processes
-from jaxdistill.records import RunDir, read_manifest, write_manifest
+from jaxdistill.records import CACHE, RunDir, read_manifest, write_manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +250,7 @@ def _resample(config: RunConfig) -> int:
 
 
 def redo(stage: str, config: RunConfig) -> None:
-    """Removes a stage's output and everything that follows from it, so that they are made anew."""
+    """Removes a stage's output and all that follows from it, so that they are made anew; caches stay."""
     gone = {stage}
     for later in STAGES.values():
         if gone & set(later.inputs):
@@ -261,7 +261,11 @@ def redo(stage: str, config: RunConfig) -> None:
                 progress.say(f"removing {task.folder}")
                 # the manifest first: a folder without one is unfinished, not wrong
                 (task.folder / "manifest.json").unlink(missing_ok=True)
-                shutil.rmtree(task.folder)
+                for path in task.folder.iterdir():
+                    if path.name != CACHE:  # results that hold for whatever is made next
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if not (task.folder / CACHE).exists():
+                    task.folder.rmdir()
     processes.barrier(f"redo {stage}")
 
 

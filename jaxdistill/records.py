@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MANIFEST = "manifest.json"
+CACHE = "cache"
+"""Folder in a stage's own, of results that are found by their contents: it may outlive the output, or be lost."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,27 @@ class Verdict:
     kept: bool
     rejected_for: str | None
     """The first filter that the trace fell to; None exactly if it was kept."""
+    detail: str = ""
+    """Why it fell to that filter: the measure and its threshold, where the problem stands, which trace it is like."""
+    pass_rate: float | None = None
+    """Share of the problem's traces, those that the engine failed on left out, whose answer is correct."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeMark:
+    """What the judge of `verify.judge` said of one trace."""
+
+    trace_id: str
+    model: str
+    faithfulness: int | None
+    """1 to 5; None if its reply could not be read."""
+    coherence: int | None
+    correct: bool | None
+    """Its opinion of the final answer, without having seen the gold answer."""
+    reason: str
+    attempts: int
+    error: str | None
+    """Why there are no marks; None exactly if there are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +151,10 @@ class RunDir:
     @property
     def report(self) -> Path:
         return self.root / "report"
+
+    @property
+    def plans(self) -> Path:
+        return self.root / "plans"
 
     @property
     def tokens(self) -> Path:
@@ -200,7 +227,7 @@ def read_records(folder: Path, record: type) -> Iterator[Any]:
     if not files:
         raise ValueError(f"{folder}: no Parquet files; run the stage that makes them first.")
     for file in files:
-        table = pq.ParquetFile(file)
+        table = _open(file)
         there = [name for name in schema_of(record).names if name in table.schema_arrow.names]
         # a field with a default may be younger than the file
         optional = {f.name for f in dataclasses.fields(record) if f.default is not dataclasses.MISSING}
@@ -213,6 +240,22 @@ def read_records(folder: Path, record: type) -> Iterator[Any]:
         for batch in table.iter_batches(batch_size=1024, columns=there):
             for row in batch.to_pylist():
                 yield record(**row)
+
+
+def count_records(folder: Path) -> int:
+    """How many records the Parquet files of a folder hold.
+
+    Raises:
+      ValueError: a file that is none.
+    """
+    return sum(_open(file).metadata.num_rows for file in folder.glob("*.parquet"))
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except pa.ArrowInvalid:
+        raise ValueError(f"{file}: not a whole Parquet file; remove it, and run its stage again.") from None
 
 
 # ------------------------------------------------------------------------------------- whole or not at all

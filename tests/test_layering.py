@@ -41,6 +41,8 @@ RANKS = {
 EXCEPTIONS = [
     ("evals", "traces.engines"),
     ("evals", "verify"),
+    ("verify", "traces.engines"),  # the judge is asked as the teacher is
+    ("verify", "traces.tables"),  # benchmarks come in the files that problems come in
     ("train", "data"),
     ("data", "traces.logprobs"),  # the file's own reader, which knows nothing of engines
     ("train", "verify.check_math"),  # held-out accuracy while training is what the verifier says of an answer

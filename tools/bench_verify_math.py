@@ -1,6 +1,6 @@
 """The verifier of mathematical answers beside Math-Verify: right and wrong verdicts, hostile answers, and speed.
 
-    python tools/bench_verify_math.py [--peer PYTHON] [--data FOLDER] [--list] [--skip table gsm8k hostile speed]
+    python tools/bench_verify_math.py [--peer PYTHON] [--data FOLDER] [--list] [--skip PART ...]
 
 `PYTHON` is an interpreter of an environment that has Math-Verify (`python -m venv V && V/bin/pip install math-verify`,
 then `--peer V/bin/python`); without it, only ours is measured. `FOLDER` holds gsm8k/train.jsonl and test.jsonl.
@@ -10,6 +10,7 @@ then `--peer V/bin/python`); without it, only ours is measured. `FOLDER` holds g
     gsm8k     every solution against its own answer, and 5,000 against an answer with one digit changed
     hostile   1,000 answers made to hang, to fill the memory or to crash: processor time and memory of each
     speed     verdicts per second of processor time, in one process, with empty caches for every pair
+    scaling   verdicts per second of the clock, in a pool of one process and of as many as there are processors
 """
 
 from __future__ import annotations
@@ -203,12 +204,29 @@ def report_speed(ours: dict[str, Any], peer: dict[str, Any] | None) -> None:
                 )
 
 
+def report_scaling(responses: list[tuple[str, str]], latex: list[tuple[str, str]]) -> None:
+    """Pools are warm, but for their caches."""
+    from jaxdistill.verify import MathPool
+
+    latex = [(rf"\boxed{{{answer}}} ", gold) for answer, gold in latex]
+    for name, pairs in (("responses", responses), ("latex", latex)):
+        first = None
+        for workers in dict.fromkeys((1, len(os.sched_getaffinity(0)))):
+            with MathPool(workers) as pool:
+                pool.check([(r"\boxed{1+\sqrt{2}}", r"\sqrt{2}+1")] * 64 * workers)
+                start = time.monotonic()
+                pool.check(pairs)
+                took = len(pairs) / (time.monotonic() - start)
+            first = first or took
+            print(f"{name:<12} pool of {workers:<3} {took:>8,.0f} per second, {took / first:.2f} times one process")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="an interpreter that has math-verify")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["table", "gsm8k", "hostile", "speed"])
+    parser.add_argument("--skip", nargs="*", default=[], choices=["table", "gsm8k", "hostile", "speed", "scaling"])
     parser.add_argument("--side", choices=["ours", "peer"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -235,6 +253,8 @@ def main() -> int:
     if gsm8k and "gsm8k" not in skip:
         report_gsm8k(gsm8k)
     report_speed(ours, peer)
+    if "scaling" not in skip:
+        report_scaling(gsm8k, job["latex"])
     return 0
 
 

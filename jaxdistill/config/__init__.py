@@ -19,7 +19,15 @@ from jaxdistill.config.train import (
     TrainConfig,
     TrainEvaluateConfig,
 )
-from jaxdistill.config.verify import CodeConfig, CodeLimitsConfig, VerifyConfig
+from jaxdistill.config.verify import (
+    CodeConfig,
+    CodeLimitsConfig,
+    DecontaminateConfig,
+    FiltersConfig,
+    JudgeConfig,
+    MajorityConfig,
+    VerifyConfig,
+)
 
 __all__ = [
     "ArchitectureConfig",
@@ -27,9 +35,13 @@ __all__ = [
     "CodeLimitsConfig",
     "CurriculumConfig",
     "DataConfig",
+    "DecontaminateConfig",
     "DistillConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "FiltersConfig",
+    "JudgeConfig",
+    "MajorityConfig",
     "MeshConfig",
     "OptimizerConfig",
     "PhaseConfig",

@@ -74,6 +74,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 _WITHOUT_EFFECT = {
     "DataConfig": {"workers"},
     "VerifyConfig": {"workers"},
+    "JudgeConfig": {"batch"},
     "TracesConfig": {"batch", "retry_failed"},
     "ServerConfig": {"urls", "start", "api_key_env", "in_flight", "timeout_s", "retries", "backoff_s", "patience_s"},
     "EvaluateConfig": {"batch"},

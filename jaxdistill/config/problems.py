@@ -37,6 +37,9 @@ class ProblemsConfig:
     answer_field: str = "answer"
     id_field: str | None = None
     domain: str = "math"
+    """Of all problems, unless `domain_field` says it row by row."""
+    domain_field: str | None = None
+    """Where a row of `jsonl` or of a trace set names its domain; one without it belongs to the domain `unknown`."""
 
     def __post_init__(self):
         require(self.count is None or self.count > 0, f"count is {self.count}; ask for at least one problem.")

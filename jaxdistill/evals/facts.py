@@ -105,8 +105,8 @@ def _trace_columns(folder: Path) -> Iterator[tuple[str, int, int, str]]:
     """(id, output tokens, characters, `teacher @ revision`) of every trace, whose tokens never become Python lists."""
     for file in sorted(folder.glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(columns=["id", "output_ids", "response", "teacher", "revision"]):
-            sizes = pc.list_value_length(batch["output_ids"]).to_pylist()
-            characters = pc.utf8_length(batch["response"]).to_pylist()
+            sizes = pc.fill_null(pc.list_value_length(batch["output_ids"]), 0).to_pylist()  # of a malformed record
+            characters = pc.fill_null(pc.utf8_length(batch["response"]), 0).to_pylist()
             for i, (trace_id, teacher, revision) in enumerate(
                 zip(batch["id"].to_pylist(), batch["teacher"].to_pylist(), batch["revision"].to_pylist(), strict=True)
             ):

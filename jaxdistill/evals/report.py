@@ -6,6 +6,7 @@ The page loads nothing: no script, no font, no image. All text of models and pro
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def _context(config: RunConfig, run: RunDir) -> dict[str, Any]:
         "falls": waterfall(found) if found else [],
         "training": training(config, run),
         "charts": _charts(config, run, found, colours),
+        # what `jaxdistill plan` found, a table a topology
+        "plans": [json.loads(file.read_bytes()) for file in sorted(run.plans.glob("*.json"))],
         "examples": samples.side_by_side(run, names) if names else [],
         "rejected": samples.rejected_traces(run),
         "manifests": facts.manifests(config, run),

@@ -117,6 +117,8 @@ def rejected_traces(run: RunDir, per_reason: int = 2, limit: int = 8) -> list[Ex
         return []
     chosen: dict[str, list[Verdict]] = {}
     for verdict in read_records(run.verdicts, Verdict):
+        if verdict.rejected_for == "unreadable":  # there is nothing to show of a malformed record
+            continue
         if not verdict.kept and len(chosen.setdefault(verdict.rejected_for or "no reason", [])) < per_reason:
             chosen[verdict.rejected_for or "no reason"].append(verdict)
     # one of every reason before a second of any
@@ -170,10 +172,16 @@ def _rejected(trace: Trace, verdict: Verdict) -> Response:
         author=trace.teacher,
         badge=verdict.rejected_for or "rejected",
         verdict="undecided" if verdict.outcome != "incorrect" else "incorrect",
-        reason=f"answer {verdict.outcome}: {verdict.reason}" if verdict.reason else f"answer {verdict.outcome}",
+        reason=_why(verdict),
         extracted=verdict.extracted,
         length=f"{len(trace.output_ids):,} tokens" if trace.output_ids else f"{len(trace.response):,} characters",
     )
+
+
+def _why(verdict: Verdict) -> str:
+    """What was found of the answer, and what the filter says if that is something else."""
+    answer = f"answer {verdict.outcome}: {verdict.reason}" if verdict.reason else f"answer {verdict.outcome}"
+    return f"{answer}; {verdict.detail}" if verdict.detail not in ("", verdict.reason) else answer
 
 
 def _response(text: str, **rest: Any) -> Response:

@@ -32,6 +32,10 @@ CHUNK_BYTES = {"cpu": 160 << 20, "gpu": 512 << 20, "tpu": 512 << 20}
 projection's gradient less often, smaller ones save memory. GPU and TPU: unmeasured."""
 
 
+CHUNKS = "vocabulary_chunks"
+"""Scope of the loop over chunks, whose length is known at run time only: `plan` and profiles go by it."""
+
+
 @runtime_checkable
 class Objective(Protocol):
     """What is computed of one chunk. Instances are hashable: they are static to the compiler."""
@@ -204,9 +208,14 @@ def _whole_width(projection: jax.Array, plan: Plan) -> jax.Array:
     return jax.lax.all_gather(projection, plan.layout.embed, axis=1, tiled=True)
 
 
-def default_chunk(columns: int) -> int:
-    """Tokens whose fp32 logits fill `CHUNK_BYTES`, a power of two."""
-    tokens = CHUNK_BYTES.get(jax.default_backend(), CHUNK_BYTES["gpu"]) // (4 * columns)
+def default_chunk(columns: int, layout: Layout | None = None) -> int:
+    """Tokens whose fp32 logits fill `CHUNK_BYTES`, a power of two.
+
+    Args:
+      layout: its mesh says for which backend, which need not be that of this machine.
+    """
+    backend = jax.default_backend() if layout is None else layout.mesh.devices.flat[0].platform
+    tokens = CHUNK_BYTES.get(backend, CHUNK_BYTES["gpu"]) // (4 * columns)
     return 1 << max(tokens.bit_length() - 1, 3)
 
 
@@ -221,7 +230,7 @@ def _loop(
     """Chunk after chunk of the used tokens; gradients are fp32 [N, E] and [W, E]."""
     tokens, weights = student
     (N, E), W = tokens.shape, weights.shape[0]
-    C = min(plan.chunk or default_chunk(W), max(N, 1))
+    C = min(plan.chunk or default_chunk(W, plan.layout), max(N, 1))
     slots = -(-N // C) * C
     used = inputs["used"]
     order = jnp.nonzero(used, size=slots, fill_value=N)[0]  # positions of the used tokens, then N
@@ -261,7 +270,8 @@ def _loop(
         by_chunk, by_weights = gradients(slopes, chunk, weights, carry[2])
         return sums, jax.lax.dynamic_update_slice_in_dim(carry[1], by_chunk, at * C, 0), by_weights
 
-    found = jax.lax.fori_loop(0, (jnp.sum(used) + C - 1) // C, body, carry)
+    with jax.named_scope(CHUNKS):
+        found = jax.lax.fori_loop(0, (jnp.sum(used) + C - 1) // C, body, carry)
     if not wanted:
         return found, {}
     sums, compact, by_weights = found

@@ -80,7 +80,7 @@ def init_model(
         return nnx.to_pure_dict(nnx.state(Decoder(config, key=jax.random.key(seed))))
 
     params = jax.jit(make, out_shardings=param_shardings(config, mesh))()
-    params = jax.tree.map_with_path(lambda path, p: _stored(p, path[-1].key, param_dtype), params)
+    params = jax.tree.map_with_path(lambda path, p: stored(p, path[-1].key, param_dtype), params)
     return with_params(abstract_model(config, dtype=dtype, remat=remat, mesh=mesh), params)
 
 
@@ -118,7 +118,7 @@ def _array_dtype(param_dtype: str) -> jnp.dtype:
     return jnp.dtype("bfloat16" if param_dtype in QTYPES else param_dtype)
 
 
-def _stored(p: jax.Array, name: str, param_dtype: str) -> Any:
+def stored(p: jax.Array, name: str, param_dtype: str) -> Any:
     """A loaded parameter as it is kept: matrices of the layers may be quantized."""
     p = p.astype(_array_dtype(param_dtype))
     return quantize(p, param_dtype) if param_dtype in QTYPES and name in MATRICES else p
@@ -171,7 +171,7 @@ def load_hf(
     _check(tensors, config, shapes, folder)
     first = _array_dtype(param_dtype)
     flat = {
-        e.path: _stored(
+        e.path: stored(
             _load_entry(e, config, tensors, shapes[e.path], get(shardings, e.path), first), e.path[-1], param_dtype
         )
         for e in entries(config)

@@ -61,7 +61,7 @@ def problems_of(config: ProblemsConfig) -> Iterator[Problem]:
             id=name,
             prompt=found.prompt,
             answer=None if answer in (None, "") else tables.text(row, config.answer_field, where),
-            domain=config.domain,
+            domain=tables.domain(row, config.domain_field, config.domain),
             source=source,
         )
 

@@ -120,7 +120,7 @@ def _jsonl(config: ProblemsConfig, spare: int) -> Iterator[Problem]:
             id=name,
             prompt=tables.text(row, config.problem_field, where),
             answer=None if answer is None else tables.text(row, config.answer_field, where),
-            domain=config.domain,
+            domain=tables.domain(row, config.domain_field, config.domain),
             source=f"{path.name}:{line}",
         )
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
+UNKNOWN_DOMAIN = "unknown"
 Row = tuple[Path, int, dict[str, Any]]
 """A file, a row's number in it from 1 (of JSON lines, the line's), and the row."""
 
@@ -127,6 +128,14 @@ def field(row: dict[str, Any], name: str, where: str) -> Any:
     if name not in row:
         raise ValueError(f"{where}: no field {name!r}; this line has {', '.join(sorted(row)) or 'none'}.")
     return row[name]
+
+
+def domain(row: dict[str, Any], name: str | None, otherwise: str) -> str:
+    """The domain that a row names in a field, or `unknown`; `otherwise` where no field is named."""
+    if name is None:
+        return otherwise
+    value = row.get(name)
+    return value.strip() if isinstance(value, str) and value.strip() else UNKNOWN_DOMAIN
 
 
 def text(row: dict[str, Any], name: str, where: str) -> str:

@@ -70,7 +70,7 @@ def loss_sums(
         weights_BT,
         softcap=model.config.final_softcap,
         dtype=model.dtype,
-        layout=Layout(model.mesh) if model.mesh is not None and model.mesh.size > 1 else None,
+        layout=Layout.of(model.mesh),
     )
     return total, {"count": count, "hits": found["hits"]}
 
@@ -146,7 +146,7 @@ def make_step(
     schedule: optax.Schedule | None = None,
     spike: float | None = None,
     distillation: Distillation | None = None,
-) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """The compiled step (state, batch, frozen parameters, teacher's parameters) -> (state, metrics).
 
     It donates the state's buffers; the last two are left out where there are none.

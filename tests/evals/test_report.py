@@ -428,3 +428,14 @@ def test_nothing_is_wider_than_the_window(full, hostile, tmp_path, kind, width):
     assert found["width"] == width
     assert found["scroll"] <= width and found["out"] == []
     assert found["ink"].startswith("rgb(") and found["ink"] != "rgb(0, 0, 0)", "the page's colours reach the charts"
+
+
+def test_plans_for_absent_devices_are_shown_with_their_assumptions(tmp_path):
+    config, run = fake_run.make_config(tmp_path), RunDir(tmp_path)
+    assert 'id="plans"' not in render(config, run)
+    run.plans.mkdir()
+    table = {"topology": "v5p:4x4x4", "columns": ["mesh", "MFU"], "rows": [["fsdp=64", "<b>"]], "assumptions": ["none"]}
+    (run.plans / "1xv5p-4x4x4.json").write_text(json.dumps(table))
+    page = render(config, run)
+    for shown in ("<h3>v5p:4x4x4</h3>", "<td>fsdp=64</td>", "<td>&lt;b&gt;</td>", "Assumed: none."):
+        assert shown in page

@@ -14,13 +14,13 @@ from jaxdistill.models.config import FAMILIES
 from jaxdistill.models.decoder import runs_of
 from jaxdistill.models.load import get
 from jaxdistill.models.names import entries
+from jaxdistill.models.published import PUBLISHED, R1_DISTILL
 from tests.models import tiny
-from tests.models.published import ALL, R1_DISTILL
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_names_shapes_and_counts_are_those_of_transformers(name):
-    published, parameters = ALL[name]
+    published, parameters = PUBLISHED[name]
     with torch.device("meta"):
         theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**published))
     want = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}

@@ -91,6 +91,14 @@ def test_jsonl_reads_the_named_fields(tmp_path):
     assert [p.id for p in plain] == ["set:1", "set:2"]
 
 
+def test_a_row_may_name_its_domain(tmp_path):
+    rows = [{"problem": f"{n}?", "answer": n, "topic": topic} for n, topic in enumerate(("algebra", " ", None, 3))]
+    found = load_problems(
+        jsonl(write_lines(tmp_path / "set.jsonl", [*rows, {"problem": "5?", "answer": 5}]), domain_field="topic")
+    )
+    assert [p.domain for p in found] == ["algebra", "unknown", "unknown", "unknown", "unknown"]
+
+
 def test_held_out_questions_are_dropped_from_files_and_counted(tmp_path):
     rows = [{"problem": f"{n}+1?", "answer": n + 1} for n in range(6)]
     training = write_lines(tmp_path / "train.jsonl", rows)

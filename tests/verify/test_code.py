@@ -478,7 +478,7 @@ def test_the_stage_runs_programs_and_keeps_the_order(sandbox, tmp_path, capsys):
 
 
 def test_programs_are_not_run_where_only_the_form_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxdistill.verify.stage.Sandbox", None)
+    monkeypatch.setattr("jaxdistill.verify.examine.Sandbox", None)
     run_dir = write_run(tmp_path, [code_problem("c", asserts("assert f(1) == 2"))], [trace("c", 0, program("x = 1"))])
     assert verify(make_config(answer=False), run_dir)["undecided"] == {"not run": 1}
 

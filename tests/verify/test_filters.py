@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jaxdistill.config import VerifyConfig
-from jaxdistill.verify import Check
-from jaxdistill.verify.filters import FILTERS, Kept, TraceText, describe, select, think_structure
+from jaxdistill.verify import Check, selection
+from jaxdistill.verify.filters import ANSWER, FORM, TraceText, describe, measured
+from jaxdistill.verify.texts import think_structure
 
 GOOD = "<think>\n Ann=54\n</think>\nThe answer is \\boxed{54}."
 RIGHT, WRONG, UNSURE = (Check(outcome, None, "", "") for outcome in ("correct", "incorrect", "undecided"))
@@ -16,7 +17,12 @@ def candidate(response=GOOD, check=RIGHT, *, sample=0, finish="stop", problem="p
     trace = TraceText(
         id=f"{problem}/{sample}", problem_id=problem, sample=sample, response=response, finish_reason=finish
     )
-    return describe(trace, check)
+    return measured(describe(trace, check), {"loop": 0, "compression": 1.0, "refusals": 0})
+
+
+def select(candidates, config):
+    """The names of the filters that the candidates fall to."""
+    return [rejection and rejection.name for rejection in selection.select(candidates, config)]
 
 
 @pytest.mark.parametrize(
@@ -69,12 +75,8 @@ def test_each_filter(fallen, settings, name):
 
 def test_the_first_filter_names_the_reason():
     worst = candidate("<think>a", WRONG, finish="error")
-    fallen = [
-        name
-        for name, falls in FILTERS.items()
-        if falls(worst, VerifyConfig(keep_per_problem=1), Kept(1, {worst.digest}))
-    ]
-    assert fallen == ["failed", "malformed", "incorrect", "duplicate", "surplus"]
+    fallen = [name for name, falls in (FORM | ANSWER).items() if falls(worst, VerifyConfig()) is not None]
+    assert fallen == ["failed", "malformed", "incorrect"]
     assert select([worst], VerifyConfig()) == ["failed"]
 
 

@@ -51,5 +51,5 @@ def test_the_kernel_ends_a_computation_that_takes_too_long():
         "pool.serve(1, 512)"
     )
     command = [sys.executable, "-c", code]
-    ran = subprocess.run(command, input=b'[["a", "b"]]\n', cwd=ROOT, capture_output=True, timeout=300)
+    ran = subprocess.run(command, input=b'["check", [["a", "b"]]]\n', cwd=ROOT, capture_output=True, timeout=300)
     assert (ran.returncode, ran.stdout) == (-signal.SIGXCPU, b"")

@@ -21,6 +21,8 @@ from jaxdistill.models.attention.dense import MASKED, visible
 
 BLOCK = 512
 """Tokens a block: large enough to keep a GPU's matrix units busy, small enough that packed rows have blocks to skip."""
+KEY_BLOCKS = "key_blocks"
+"""Scope of the loops over key blocks, whose length depends on the segments: `plan` and profiles go by it."""
 
 
 class Plan(NamedTuple):
@@ -126,7 +128,8 @@ def _flash_forward(q, k, v, plan, window):
 
             like = q[..., 0].astype(jnp.float32)
             empty = jnp.full_like(like, MASKED), jnp.zeros_like(like), jnp.zeros_like(q, dtype=jnp.float32)
-            top, total, out = jax.lax.fori_loop(first, end, add, empty)
+            with jax.named_scope(KEY_BLOCKS):
+                top, total, out = jax.lax.fori_loop(first, end, add, empty)
             # only what fills the last block has no key at all
             total = jnp.where(total > 0, total, 1.0)
             return None, (out / total[..., None], top + jnp.log(total))
@@ -157,7 +160,8 @@ def _flash_backward(window, saved, g):
                 dk = _add_at(dk, j, _einsum("kgqc,kgqd->kcd", ds, q))
                 return dq + _einsum("kgqc,kcd->kgqd", ds, k[j]), dk, dv
 
-            dq, dk, dv = jax.lax.fori_loop(first, end, add, (jnp.zeros_like(q, dtype=jnp.float32), *carry))
+            with jax.named_scope(KEY_BLOCKS):
+                dq, dk, dv = jax.lax.fori_loop(first, end, add, (jnp.zeros_like(q, dtype=jnp.float32), *carry))
             return (dk, dv), dq
 
         zeros = jnp.zeros_like(k, dtype=jnp.float32), jnp.zeros_like(v, dtype=jnp.float32)

@@ -1,4 +1,11 @@
-"""The published configs of students that people distil into, without the keys that no model code reads."""
+"""The published configs of students that people distil into, without the keys that no model code reads.
+
+`plan` takes a student's shape from here where its checkpoint is not at hand; tests hold them against transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 _QWEN25 = {
     "model_type": "qwen2",
@@ -23,7 +30,7 @@ _LLAMA3 = {
 }
 
 
-def _llama3_rope(factor: float) -> dict:
+def _llama3_rope(factor: float) -> dict[str, Any]:
     return {
         "rope_scaling": {
             "factor": factor,
@@ -35,7 +42,7 @@ def _llama3_rope(factor: float) -> dict:
     }
 
 
-def _shape(hidden, intermediate, layers, heads, kv_heads, **more) -> dict:
+def _shape(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
@@ -75,17 +82,22 @@ R1_DISTILL = {
     "DeepSeek-R1-Distill-Llama-8B": (_LLAMA3 | _shape(4096, 14336, 32, 32, 8) | _llama3_rope(8.0), 8_030_261_248),
     "DeepSeek-R1-Distill-Llama-70B": (_LLAMA3 | _shape(8192, 28672, 80, 64, 8) | _llama3_rope(8.0), 70_553_706_496),
 }
+
+
+def _qwen3(*sizes: int, tied: bool) -> dict[str, Any]:
+    shape = _shape(*sizes, head_dim=128, vocab_size=151936, rms_norm_eps=1e-6, rope_theta=1e6)
+    return shape | {"model_type": "qwen3", "tie_word_embeddings": tied, "max_position_embeddings": 40960}
+
+
+QWEN3 = {
+    "Qwen3-0.6B": (_qwen3(1024, 3072, 28, 16, 8, tied=True), 596_049_920),
+    "Qwen3-1.7B": (_qwen3(2048, 6144, 28, 16, 8, tied=True), 1_720_574_976),
+    "Qwen3-4B": (_qwen3(2560, 9728, 36, 32, 8, tied=True), 4_022_468_096),
+    "Qwen3-8B": (_qwen3(4096, 12288, 36, 32, 8, tied=False), 8_190_735_360),
+    "Qwen3-14B": (_qwen3(5120, 17408, 40, 40, 8, tied=False), 14_768_307_200),
+    "Qwen3-32B": (_qwen3(5120, 25600, 64, 64, 8, tied=False), 32_762_123_264),
+}
 OTHERS = {
-    "Qwen3-0.6B": (
-        _shape(1024, 3072, 28, 16, 8, head_dim=128, vocab_size=151936, rms_norm_eps=1e-6, rope_theta=1e6)
-        | {"model_type": "qwen3", "tie_word_embeddings": True, "max_position_embeddings": 40960},
-        596_049_920,
-    ),
-    "Qwen3-8B": (
-        _shape(4096, 12288, 36, 32, 8, head_dim=128, vocab_size=151936, rms_norm_eps=1e-6, rope_theta=1e6)
-        | {"model_type": "qwen3", "tie_word_embeddings": False, "max_position_embeddings": 40960},
-        8_190_735_360,
-    ),
     "Llama-2-7b": (
         _LLAMA3 | _shape(4096, 11008, 32, 32, 32, vocab_size=32000, rope_theta=10000.0, max_position_embeddings=4096),
         6_738_415_616,
@@ -129,4 +141,4 @@ OTHERS = {
         3_075_098_624,
     ),
 }
-ALL = R1_DISTILL | OTHERS
+PUBLISHED: dict[str, tuple[dict[str, Any], int]] = R1_DISTILL | QWEN3 | OTHERS

@@ -1,0 +1,93 @@
+"""From a compiled step to a range of seconds: data sheets, the compiler's cycle counts, and assumptions that are said.
+
+None of it was checked against an accelerator. The range is between two sets of assumptions, not a confidence interval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxdistill.plan.job import Compiled, Traffic
+from jaxdistill.plan.targets import Topology
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """Shares of what the data sheet promises."""
+
+    cycles: float
+    """Seconds of other work for each second that the compiler counts (TPUs)."""
+    matrix: float
+    """Of the peak, for matrix products where the compiler counts no cycles (GPUs)."""
+    kernels: float
+    """Of the peak, for attention kernels."""
+    links: float
+    """Of the links' bandwidth."""
+    hidden: float
+    """Of asynchronous communication that computation hides, at most."""
+
+
+FAST = Assumptions(cycles=1.0, matrix=0.75, kernels=0.6, links=0.9, hidden=1.0)
+SLOW = Assumptions(cycles=1.3, matrix=0.45, kernels=0.3, links=0.6, hidden=0.5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of one step, under one set of assumptions; seconds."""
+
+    compute: float
+    kernels: float
+    exposed: float
+    """Communication that nothing hides."""
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.kernels + self.exposed
+
+
+def estimate(found: Compiled, topology: Topology, given: Assumptions) -> Estimate:
+    """Seconds of a step on devices of this topology; meaningless for CPUs."""
+    chip = topology.chip
+    peak = chip.tflops * 1e12
+    compute = found.flops / (peak * given.matrix)
+    if found.cycles and chip.clock_ghz:
+        # never faster than the peak, whatever the compiler counts
+        compute = max(found.cycles * given.cycles / (chip.clock_ghz * 1e9), found.flops / peak)
+    kernels = sum(found.kernel_flops.values()) / (peak * given.kernels)
+    background = sum(seconds_of(t, topology) for t in found.traffic if t.asynchronous) / given.links
+    waited = sum(seconds_of(t, topology) for t in found.traffic if not t.asynchronous) / given.links
+    hidden = min(background * given.hidden, compute + kernels)
+    return Estimate(compute=compute, kernels=kernels, exposed=waited + background - hidden)
+
+
+def seconds_of(traffic: Traffic, topology: Topology) -> float:
+    """Seconds of one step's collectives at the links' full bandwidth."""
+    chip = topology.chip
+    if traffic.network in ("DCN", "network"):
+        bandwidth = chip.outside_gbps
+    else:
+        # a ring sends both ways at once, a line one way
+        bandwidth = chip.link_gbps * (2 * traffic.axes if chip.platform == "tpu" else 1.0)
+    return traffic.bytes / (bandwidth * 1e9) if bandwidth else 0.0
+
+
+def said(topology: Topology) -> list[str]:
+    """The assumptions behind a range, for people."""
+    chip, (f, s) = topology.chip, (FAST, SLOW)
+    if not chip.tflops:
+        return ["no step time is estimated for CPUs"]
+    work = (
+        f"the compiler's cycle counts at {chip.clock_ghz:g} GHz, times {f.cycles:g} to {s.cycles:g}"
+        if chip.clock_ghz
+        else f"matrix products at {f.matrix:.0%} to {s.matrix:.0%} of {chip.tflops:g} TFLOP/s"
+    )
+    inside = "both ways along each ring of the torus" if chip.platform == "tpu" else "NVLink, one way"
+    outside = f", {chip.outside_gbps:g} GB/s a device between {'slices' if chip.platform == 'tpu' else 'hosts'}"
+    return [
+        work,
+        f"attention kernels at {f.kernels:.0%} to {s.kernels:.0%} of {chip.tflops:g} TFLOP/s, whole rows",
+        f"links at {f.links:.0%} to {s.links:.0%} of {chip.link_gbps:g} GB/s ({inside})"
+        + (outside if topology.slices > 1 else ""),
+        f"asynchronous collectives hidden behind computation by {f.hidden:.0%} to {s.hidden:.0%}",
+        "no input, checkpoint or evaluation time; nothing here was measured on this hardware",
+    ]

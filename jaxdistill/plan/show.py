@@ -1,0 +1,130 @@
+"""Plans for people, in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from jaxdistill import progress
+from jaxdistill.plan.estimate import said
+from jaxdistill.plan.planning import Plan, advice
+from jaxdistill.plan.targets import GIB
+
+COLUMNS = ("mesh", "rows", "micro", "remat", "peak GiB", "of", "step s", "tokens/s", "MFU", "")
+
+
+def show_plan(plan: Plan) -> None:
+    """Everything that is known of one plan."""
+    found, chip, say = plan.found, plan.topology.chip, progress.say
+    train = plan.job.train
+    chips = f" ({plan.topology.chips} chips)" if plan.topology.chips != plan.topology.devices else ""
+    say(f"{plan.topology}: {plan.topology.devices} x {chip.title}{chips}, mesh {mesh_text(found.mesh)}")
+    say(
+        f"  {found.parameters:,} trained parameters, {train['batch_rows']} x {plan.job.row_tokens} tokens a step in "
+        f"{train['micro_batches']} micro-batch(es), remat {train['remat']}; compiled in {found.seconds:.0f} s"
+    )
+    limit = f" of {chip.hbm_gib:g} GiB" if chip.hbm_gib else ""
+    over = found.peak_bytes / GIB - chip.hbm_gib
+    verdict = f": {'fits' if plan.fits else f'DOES NOT FIT, {over:.2f} GiB too much'}" if chip.hbm_gib else ""
+    say(f"  memory        {found.peak_bytes / GIB:.2f} GiB a device at the peak{limit}{verdict}")
+    parts = {name: size for name, size in found.memory.items() if size}
+    say("                " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items()))
+    if not plan.fits:
+        say(f"                {advice(plan.job)}")
+    _show_flops(plan)
+    _show_traffic(plan)
+    if plan.fast and plan.slow:
+        fast, slow = plan.fast, plan.slow
+        say(f"  step          {_range(fast.seconds, slow.seconds, '.3g')} s")
+        for name in ("compute", "kernels", "exposed"):
+            label = {"exposed": "communication that nothing hides", "kernels": "attention kernels"}.get(name, name)
+            say(f"                {_range(getattr(fast, name), getattr(slow, name), '.3g')} s {label}")
+        say(f"  throughput    {_range(plan.tokens_per_second(slow), plan.tokens_per_second(fast), ',.0f')} tokens/s")
+        say(f"  MFU           {_range(plan.mfu(slow), plan.mfu(fast), '.1%')}")
+        hours = [plan.hours(of) for of in (fast, slow)]
+        if hours[0] is not None and hours[1] is not None:
+            n = plan.topology.chips
+            say(
+                f"  run           {plan.steps:,} steps: {_range(hours[0], hours[1], ',.3g')} hours, "
+                f"{_range(hours[0] * n, hours[1] * n, ',.3g')} chip-hours"
+            )
+        else:
+            say("  run           how many steps there are is known once the rows are packed (`prepare`), or by --steps")
+    for warning in warnings_of(plan):
+        say(f"  WARNING: {warning}")
+    say("  assumed: " + "; ".join(said(plan.topology)) + ".")
+
+
+def _show_flops(plan: Plan) -> None:
+    found = plan.found
+    kernels = sum(found.kernel_flops.values())
+    off = found.flops / found.analytic_flops - 1
+    progress.say(
+        f"  FLOPs         {(found.flops + kernels):.4g} a device and step: {found.flops:.4g} of matrix products (from "
+        f"shapes: {found.analytic_flops:.4g}, {off:+.2%}), {kernels:.4g} in attention kernels"
+    )
+    if found.kernels:
+        progress.say("                " + ", ".join(f"{name} x{count:,.0f}" for name, count in found.kernels.items()))
+
+
+def _show_traffic(plan: Plan) -> None:
+    for t in plan.found.traffic[:8]:
+        how = "asynchronous" if t.asynchronous else "synchronous"
+        over = f" over {t.axes:g} torus axes" if t.network == "ICI" else ""
+        progress.say(
+            f"  {t.network:<13} {t.bytes / 1e9:.3g} GB {t.kind} x{t.calls:,.0f} among {t.devices}{over}, {how}"
+        )
+
+
+def warnings_of(plan: Plan) -> list[str]:
+    """What is wasteful in a plan that compiles."""
+    found, warnings = plan.found, []
+    for scope, count in found.unknown_loops.items():
+        warnings.append(f"{count:.0f} loop(s) of unknown length count once: {scope[-80:]}")
+    sent = sum(t.bytes for t in found.traffic)
+    whole = [t for t in found.traffic if t.kind == "all-reduce" and t.bytes > 0.05 * sent and t.devices > 1]
+    flat = found.mesh["fsdp"] == plan.topology.devices // plan.topology.slices and found.mesh["fsdp"] > 1
+    if plan.topology.chip.platform == "tpu" and flat and whole:
+        warnings.append(
+            f"fsdp={found.mesh['fsdp']} spans the whole torus, where gradients are all-reduced and cut, twice the "
+            f"bytes of a reduce-scatter ({sum(t.bytes for t in whole) / 1e9:.3g} GB); a second axis may do better"
+        )
+    waiting = sum(t.bytes for t in found.traffic if not t.asynchronous)
+    if sent and waiting > 0.5 * sent and plan.topology.devices > 1:
+        warnings.append(f"{waiting / sent:.0%} of the bytes are sent synchronously: the devices wait for them")
+    return warnings
+
+
+def mesh_text(mesh: dict[str, int]) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "1 device"
+
+
+def _range(low: float, high: float, form: str) -> str:
+    return f"{low:{form}} to {high:{form}}"
+
+
+def row_of(plan: Plan) -> list[str]:
+    """One line of a table of `COLUMNS`."""
+    train, chip = plan.job.train, plan.topology.chip
+    fast, slow = plan.fast, plan.slow
+    timed = fast is not None and slow is not None
+    return [
+        mesh_text(plan.found.mesh),
+        str(train["batch_rows"]),
+        str(train["micro_batches"]),
+        train["remat"],
+        f"{plan.found.peak_bytes / GIB:.2f}",
+        f"{chip.hbm_gib:g}" if chip.hbm_gib else "",
+        _range(fast.seconds, slow.seconds, ".3g") if timed else "",  # pyrefly: ignore
+        _range(plan.tokens_per_second(slow), plan.tokens_per_second(fast), ",.0f") if timed else "",  # pyrefly: ignore
+        _range(plan.mfu(slow), plan.mfu(fast), ".0%") if timed else "",  # pyrefly: ignore
+        "" if plan.fits else "does not fit",
+    ]
+
+
+def show_table(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> None:
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    progress.console.print(table)

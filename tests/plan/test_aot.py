@@ -1,0 +1,59 @@
+"""The train step compiles for accelerators that are not here: a kernel that no longer builds fails these tests.
+
+They need the compilers' environments: `jaxdistill plan CONFIG --make-environment tpu` (and `gpu`) makes them.
+"""
+
+import pytest
+
+from jaxdistill.plan import environments
+from jaxdistill.plan.planning import TooLarge, make_plan
+from jaxdistill.plan.request import make_job
+from jaxdistill.plan.targets import Topology
+from tests.plan.test_request import config
+
+pytestmark = pytest.mark.aot
+
+
+@pytest.fixture(autouse=True)
+def small_student(monkeypatch):
+    """Two small layers, and shapes that the kernels take: key heads, head size and packed rows as in Qwen3."""
+    shape = {
+        "model_type": "qwen3", "vocab_size": 1000, "hidden_size": 128, "intermediate_size": 256,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128,
+        "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    }  # fmt: skip
+    monkeypatch.setattr("jaxdistill.plan.request.student_of", lambda config: shape)
+
+
+def plan_for(name, **train):
+    topology = Topology.of(name)
+    platform = topology.chip.platform
+    if environments.find(platform) is None:
+        pytest.skip(
+            f"no compiler for {environments.TITLES[platform]}: jaxdistill plan CONFIG --make-environment {platform}"
+        )
+    job = make_job(config(row_tokens=1024, **{"remat": "full", "batch_rows": topology.devices} | train), topology)
+    return make_plan(job, topology)
+
+
+def test_the_step_compiles_for_a_tpu_with_its_pallas_kernels():
+    found = plan_for("v5e:2x2").found
+    # forward, again in the backward pass, and the gradients of keys and of queries, in each of two layers
+    assert found.kernels == {"splash_mha_fwd": 4, "splash_mha_dkv": 2, "splash_mha_dq": 2}
+    assert found.flops == pytest.approx(found.analytic_flops, rel=0.01)
+    assert not found.unknown_loops
+    assert found.traffic, "four devices share the parameters"
+    assert {t.network for t in found.traffic} == {"ICI"}
+
+
+def test_the_step_compiles_for_a_gpu_with_cudnn():
+    found = plan_for("h100:2").found
+    assert {name for name in found.kernels if name.startswith("cudnn")} == {"cudnn_forward", "cudnn_backward"}
+    assert found.flops == pytest.approx(found.analytic_flops, rel=0.01)
+    assert {t.network for t in found.traffic} == {"NVLink"}
+
+
+def test_what_does_not_fit_says_by_how_much(monkeypatch):
+    monkeypatch.setattr("tests.plan.test_aot.config", lambda **more: config(**more | {"batch_rows": 4 * 4096}))
+    with pytest.raises(TooLarge, match=r"GiB too much; try .*train.micro_batches: 4096"):
+        plan_for("v5e:2x2", remat="none")

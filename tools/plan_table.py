@@ -1,0 +1,168 @@
+"""Plans of published students on TPUs and GPUs, as the table in README.
+
+    python tools/plan_table.py results.jsonl --minutes 200     compiles what is missing, one after the other
+    python tools/plan_table.py results.jsonl --print           the table of what is there
+
+Results are kept in a file of JSON lines: the same command goes on after an interruption, and a case that is there
+is not compiled again. Each case tries its meshes until one fits. `--only TEXT` takes the cases whose name holds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.config import build
+from jaxdistill.models.published import PUBLISHED, QWEN3, R1_DISTILL
+from jaxdistill.plan.planning import TooLarge, make_plan
+from jaxdistill.plan.request import make_job, parse_mesh
+from jaxdistill.plan.targets import GIB, Topology
+
+# by parameters in billions, up to: the topology of each kind
+TPUS = {
+    "v5e": ((2, "4x4"), (10, "8x8"), (20, "8x16"), (80, "16x16")),
+    "v5p": ((2, "2x2x1"), (10, "2x2x4"), (40, "2x4x4"), (80, "4x4x4")),
+    "v6e": ((2, "2x4"), (10, "4x8"), (40, "8x8"), (80, "16x16")),
+    "tpu7x": ((2, "2x2x1"), (10, "2x2x1"), (40, "2x4x4"), (80, "4x4x4")),
+}
+# hosts of eight
+GPUS = {"h100": ((10, 1), (20, 2), (40, 4), (80, 8)), "h200": ((10, 1), (20, 1), (40, 2), (80, 4))}
+ROWS = (16384, 32768)
+TENSORS = (1, 4, 8)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    student: str
+    topology: Topology
+    row_tokens: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.student} {self.row_tokens} {self.topology}"
+
+
+def cases() -> Iterator[Case]:
+    """The smallest students first; every student on every kind before the next."""
+    students = sorted({**R1_DISTILL, **QWEN3}, key=lambda name: PUBLISHED[name][1])
+    for tokens in ROWS:
+        for student in students:
+            billions = PUBLISHED[student][1] / 1e9
+            for generation, sizes in TPUS.items():
+                shape = next(shape for most, shape in sizes if billions <= most)
+                yield Case(student, Topology.of(f"{generation}:{shape}"), tokens)
+            for generation, hosts in GPUS.items():
+                count = next(n for most, n in hosts if billions <= most)
+                yield Case(student, Topology.of(f"{generation}:8", count), tokens)
+
+
+def config_of(case: Case, rows: int) -> Any:
+    return build(
+        {
+            "name": "plan",
+            "run_dir": "runs/plan",
+            "problems": {"source": "jsonl", "path": "problems.jsonl"},
+            "traces": {"engine": "vllm", "teacher": "Qwen/Qwen3-32B", "max_tokens": case.row_tokens},
+            "data": {"row_tokens": case.row_tokens},
+            "student": {"init": case.student},
+            "train": {
+                "batch_rows": rows,
+                "steps": 1000,
+                "remat": "full",
+                "optimizer": {"name": "adamw", "learning_rate": 1e-5},
+            },
+        }
+    )
+
+
+def compile_case(case: Case, quick: bool) -> dict[str, Any]:
+    """The first mesh that fits, with one row for every data-parallel device; or why none does."""
+    failed = []
+    shape = PUBLISHED[case.student][0]
+    for tensor in TENSORS:
+        if shape["num_attention_heads"] % tensor or shape["num_key_value_heads"] % tensor:
+            continue
+        inside = case.topology.devices // case.topology.slices
+        mesh = f"fsdp={inside // tensor},tensor={tensor}"
+        rows = case.topology.devices // tensor
+        try:
+            job = make_job(config_of(case, rows), case.topology, mesh=parse_mesh(mesh), quick=quick)
+            plan = make_plan(job, case.topology)
+        except TooLarge as error:
+            failed.append(f"{mesh}: {error.found.needed_bytes / GIB:.1f} GiB")
+            continue
+        except ValueError as error:
+            failed.append(f"{mesh}: {error}")
+            continue
+        if plan.fits:
+            return {"name": case.name, "plan": plan.as_dict(), "failed": failed}
+        failed.append(f"{mesh}: {plan.found.peak_bytes / GIB:.1f} GiB")
+    return {"name": case.name, "failed": failed}
+
+
+def read(path: Path) -> dict[str, Any]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {found["name"]: found for found in map(json.loads, lines)}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown, a line a case."""
+    lines = [
+        "| student | tokens a row | devices | mesh | peak GiB (of) | step s | MFU |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in cases():
+        found = results.get(case.name)
+        if found is None:
+            continue
+        start = f"| {case.student} | {case.row_tokens:,} | {case.topology} |"
+        plan = found.get("plan")
+        if plan is None:
+            lines.append(f"{start} none fits | {'; '.join(found['failed'])[:120]} | | |")
+            continue
+        compiled, fast, slow = plan["compiled"], plan["fast"], plan["slow"]
+        mesh = ", ".join(f"{axis} {size}" for axis, size in compiled["mesh"].items() if size > 1)
+        lines.append(
+            f"{start} {mesh} | {compiled['peak_bytes'] / GIB:.1f} ({case.topology.chip.hbm_gib:g}) | "
+            f"{fast['seconds']:.3g} to {slow['seconds']:.3g} | {slow['mfu']:.0%} to {fast['mfu']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no further compilation after so many")
+    parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--kinds", default=",".join([*TPUS, *GPUS]), help="accelerators, as v5p,h100; all if absent")
+    parser.add_argument("--quick", action="store_true", help="compile several times faster, for a first look")
+    parser.add_argument("--print", action="store_true", help="print the table of what is there")
+    arguments = parser.parse_args()
+    results, begun = read(arguments.results), time.monotonic()
+    for case in [] if arguments.print else cases():
+        wanted = case.topology.generation in arguments.kinds.split(",") and arguments.only in case.name
+        if not wanted or case.name in results:
+            continue
+        if time.monotonic() - begun > arguments.minutes * 60:
+            break
+        found = compile_case(case, arguments.quick)
+        results[case.name] = found
+        with arguments.results.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        said = found["plan"]["compiled"]["peak_bytes"] / GIB if "plan" in found else float("nan")
+        print(f"{case.name}: {said:.1f} GiB, {time.monotonic() - begun:.0f} s {found['failed']}", flush=True)
+    if arguments.print:
+        print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
