@@ -21,6 +21,7 @@ RANKS = {
     "progress": 0,
     "tokenization": 1,
     "demo": 1,
+    "edits": 1,
     "losses": 1,
     "parallel": 1,
     "models": 2,
@@ -40,6 +41,8 @@ RANKS = {
 # stages meet through files on disk, except where one needs the very same code as another
 EXCEPTIONS = [
     ("evals", "traces.engines"),
+    ("evals", "traces.tables"),
+    ("evals", "traces.code_sets"),
     ("evals", "verify"),
     ("train", "data"),
     ("train", "verify.check_math"),  # held-out accuracy while training is what the verifier says of an answer

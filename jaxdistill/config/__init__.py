@@ -4,22 +4,25 @@
 names the nearest known one; every section checks its own values, so a stage never sees a config that cannot work.
 """
 
-from jaxdistill.config.data import CurriculumConfig, DataConfig, PhaseConfig, SourceConfig
+from jaxdistill.config.data import CurriculumConfig, DataConfig, EditConfig, PhaseConfig, SourceConfig, TakeConfig
 from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
 from jaxdistill.config.problems import ProblemsConfig
-from jaxdistill.config.results import EvaluateConfig, ExportConfig
-from jaxdistill.config.run import RunConfig
+from jaxdistill.config.results import BenchmarkConfig, EvaluateConfig, ExportConfig, QualityConfig
+from jaxdistill.config.run import AblateConfig, RunConfig
 from jaxdistill.config.student import ArchitectureConfig, StudentConfig
 from jaxdistill.config.traces import ServerConfig, TracesConfig, VLLMConfig
 from jaxdistill.config.train import MeshConfig, OptimizerConfig, ProfileConfig, TrainConfig, TrainEvaluateConfig
 from jaxdistill.config.verify import CodeConfig, CodeLimitsConfig, VerifyConfig
 
 __all__ = [
+    "AblateConfig",
     "ArchitectureConfig",
+    "BenchmarkConfig",
     "CodeConfig",
     "CodeLimitsConfig",
     "CurriculumConfig",
     "DataConfig",
+    "EditConfig",
     "EvaluateConfig",
     "ExportConfig",
     "MeshConfig",
@@ -27,10 +30,12 @@ __all__ = [
     "PhaseConfig",
     "ProblemsConfig",
     "ProfileConfig",
+    "QualityConfig",
     "RunConfig",
     "ServerConfig",
     "SourceConfig",
     "StudentConfig",
+    "TakeConfig",
     "TracesConfig",
     "TrainConfig",
     "TrainEvaluateConfig",

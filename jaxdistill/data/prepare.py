@@ -50,7 +50,7 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     prepare_tokenizer(config, run, shared)
     with scratch(run.tokens, len(sources.sources_of(data))) as store:
         total = sum(len(part.source_of) for part in taken)
-        chunks = workers.chunks_of(sources.candidates(taken))
+        chunks = workers.chunks_of(sources.candidates(taken, data.edit))
         number = data.workers or workers.default_workers(part.run.traces for part in taken)
         done = 0
         with progress.bar("tokenize", total) as update:

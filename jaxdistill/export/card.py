@@ -120,7 +120,7 @@ def _front(config: RunConfig, title: str, score: dict[str, Any] | None, heldout:
         front["base_model"] = init  # only a repository id means anything on the hub
     if "id" in DATA.get(config.problems.source, {}):
         front["datasets"] = [DATA[config.problems.source]["id"]]
-    if score and config.evaluate:
+    if score and config.evaluate and config.evaluate.problems:
         source = config.evaluate.problems.source
         metric = {"type": "accuracy", "name": f"accuracy on {heldout} held-out problems", "value": score["accuracy"]}
         result = {
@@ -193,7 +193,7 @@ def _training(config: RunConfig, counts: dict[str, Any]) -> list[str]:
 
 def _evaluation(config: RunConfig, name: str, evaluation: dict[str, Any]) -> list[str]:
     scores, settings = evaluation.get("models", {}), config.evaluate
-    if settings is None or name not in scores:
+    if settings is None or settings.problems is None or name not in scores:
         return ["Not measured."]
     sampled = f"temperature {settings.temperature:g}, up to {settings.max_tokens:,} tokens"
     lines = [
