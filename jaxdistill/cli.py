@@ -35,6 +35,7 @@ HELP = {
     "evaluate": "held-out accuracy of student, baselines and teacher",
     "report": "one HTML page about the run",
     "show": "one packed row, coloured by what is trained; `--row` picks it",
+    "ablate": "the run, then students on changed traces (`ablate`), every one once a seed; prints the table",
 }
 EXAMPLES = """examples:
   jaxdistill run configs/quickstart.yaml
@@ -43,6 +44,9 @@ EXAMPLES = """examples:
   jaxdistill train my.yaml --set train.optimizer.learning_rate=1e-5 --redo train
   jaxdistill export my.yaml --check
   jaxdistill show configs/quickstart.yaml --row 3
+  jaxdistill report runs/quickstart
+  jaxdistill compare runs/quickstart runs/other runs/other:answer_only
+  jaxdistill ablate configs/quickstart.yaml --set 'ablate.seeds=[0, 1, 2]'
 """
 
 
@@ -58,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        sub.add_argument("config", help="a YAML file, such as configs/quickstart.yaml")
+        sub.add_argument("config", help="a YAML file, such as configs/quickstart.yaml, or the folder of a run")
         sub.add_argument(
             "--set",
             dest="overrides",
@@ -88,6 +92,10 @@ def parser() -> argparse.ArgumentParser:
             )
         if name == "train":
             _add_processes(sub)
+    text = "models of several runs, problem by problem, against the first"
+    sub = commands.add_parser("compare", help=text, description=text)
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder (its student), or FOLDER:MODEL")
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return top
 
 
@@ -111,7 +119,12 @@ def _add_processes(sub: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        config = load(arguments.config, arguments.overrides)
+        if arguments.command == "compare":
+            from jaxdistill.evals.compare import compare
+
+            compare(arguments.runs)
+            return 0
+        config = load_config(arguments)
         if arguments.command == "show" and arguments.prompts:
             from jaxdistill.traces.show import show_prompts
 
@@ -128,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pipeline.redo(arguments.redo, config)
             if arguments.command == "run":
                 return run_all(arguments.config, arguments.overrides, config, arguments.debug)
+            if arguments.command == "ablate":
+                return ablate(arguments.config, arguments.overrides, config, arguments.debug)
             pipeline.run_command(arguments.command, config)
             if arguments.command == "export" and arguments.check:
                 from jaxdistill.export.check import check_again
@@ -180,7 +195,53 @@ def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug
     for task in pipeline.tasks_of(config, tuple(pipeline.STAGES)):
         if read_manifest(task.folder):
             task.status()  # a stale stage is said before anything is computed
-    for command in pipeline.COMMANDS:
+    code = _run_commands(tuple(pipeline.COMMANDS), config_path, overrides, debug)
+    if code == 0:
+        summary(config)
+    return code
+
+
+def ablate(config_path: str, overrides: Sequence[str], config: RunConfig, debug: bool) -> int:
+    """The run itself, the students of its ablations, their table, and the report once more, which shows it.
+
+    Returns:
+      the exit code, as `run_all`'s.
+    """
+    code = run_all(config_path, overrides, config, debug)
+    if code:
+        return code
+    from jaxdistill.methods import ablations
+
+    progress.say()
+    progress.say(f"ablate: {Path(config.run_dir) / ablations.FOLDER}")
+    path = str(ablations.prepare(config))
+    code = _run_commands(("prepare", "train", "export", "evaluate"), path, (), debug)
+    if code:
+        return code
+    ablations.tabulate(config)
+    return _run_commands(("report",), config_path, overrides, debug)
+
+
+def load_config(arguments: argparse.Namespace) -> RunConfig:
+    """The config that a command names, or that a run's folder remembers.
+
+    Raises:
+      ValueError: the folder holds no run.
+    """
+    path, overrides = Path(arguments.config), list(arguments.overrides)
+    if path.is_dir():
+        if not (path / pipeline.CONFIG).is_file():
+            raise ValueError(
+                f"{path}: no run in this folder (it has no {pipeline.CONFIG}); name a run's folder or a YAML file."
+            )
+        overrides = [f"run_dir={path}", *overrides]
+        arguments.config, arguments.overrides = str(path / pipeline.CONFIG), overrides
+    return load(arguments.config, overrides)
+
+
+def _run_commands(commands: Sequence[str], config_path: str, overrides: Sequence[str], debug: bool) -> int:
+    """One process a command; the exit code is 0, or that of the command that failed."""
+    for command in commands:
         call = [sys.executable, "-m", "jaxdistill", command, config_path]
         for override in overrides:
             call += ["--set", override]
@@ -188,7 +249,6 @@ def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug
         code = _call([*call, *(["--debug"] if debug else [])], environment)
         if code:
             return code if code > 0 else 128 - code
-    summary(config)
     return 0
 
 
