@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -35,6 +36,14 @@ os.environ.update(OFFLINE)
 # examples are the same in every run, and compiling on a busy machine is no failure
 hypothesis.settings.register_profile("jaxdistill", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("jaxdistill")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled() -> Iterator[None]:
+    """Programs that one file's tests compiled are of no use to the next, and would add up to gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture

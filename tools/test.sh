@@ -24,5 +24,6 @@ check() { # check WHAT COMMAND...: all of them run, so that one call tells every
 }
 check "Style: ruff" "$python" -m ruff check .
 check "Types: pyrefly" "$python" -m pyrefly check
-check "Tests: pytest" "$python" -m pytest "$@"
+# two at a time, a file's tests in one process, in their order: what shares a fixture stays together, quick ones come last
+check "Tests: pytest" "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 [ -z "$failed" ] || { echo "Failed:$failed" >&2; exit 1; }

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -23,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from jaxdistill.config import differences
 from jaxdistill.models.orbax import abstract_arrays, flat_name, named_like
 from jaxdistill.parallel import processes
+from jaxdistill.train.record import Checksums, RecordHandler, RecordRestore, RecordSave
 
 # what storage raises: the system's errors as they are, TensorStore's as ValueError
 STORAGE_ERRORS = (OSError, ValueError, KeyError)
@@ -69,7 +69,11 @@ class Checkpoints:
         )
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._identity, self._accept, self._say = folder, identity, tuple(accept), say
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=options,
+            item_handlers={"run": RecordHandler(), "state": ocp.StandardCheckpointHandler()},
+        )
         self._saving: int | None = None
         self.failed = 0
         """Saves that failed in this process."""
@@ -87,8 +91,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         arrays = {flat_name(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
-        said = {"identity": self._identity, "progress": progress, "checksums": checksums(arrays)}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), run=ocp.args.JsonSave(said))
+        said = {"identity": self._identity, "progress": progress}
+        record = RecordSave(said, Checksums(arrays))  # computed before the state can be donated, waited for by nobody
+        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), run=record)
         self._saving = step
         # Orbax's threads would wait five minutes for a folder that could not be made, and hold up the end of the run
         made, why = self._attempt(self._try_folder)
@@ -178,7 +183,7 @@ class Checkpoints:
         return found, why
 
     def _read_run(self, step: int) -> dict[str, Any]:
-        run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+        run = self._manager.restore(step, args=ocp.args.Composite(run=RecordRestore())).run
         missing = {"identity", "progress", "checksums"} - set(run)
         if missing:
             raise ValueError(f"nothing of its {', '.join(sorted(missing))}")
@@ -192,7 +197,7 @@ class Checkpoints:
             if type(error) is not Exception:  # Orbax raises the base class itself where TensorStore cannot read
                 raise
             raise ValueError(str(error.__cause__ or error)) from error
-        wrong = [name for name, (_, bits) in checksums(arrays).items() if run["checksums"][name][1] != bits]
+        wrong = [name for name, (_, bits) in Checksums(arrays).read().items() if run["checksums"][name][1] != bits]
         if wrong:
             raise ValueError(f"{len(wrong)} of {len(arrays)} arrays are not what was saved, {wrong[0]} among them")
         return arrays
@@ -251,34 +256,6 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
-
-
-def checksums(arrays: dict[str, jax.Array]) -> dict[str, list[Any]]:
-    """[`dtype[shape]`, checksum of the bits] by name; the same on every mesh, for integers add up in any order."""
-    sums = np.asarray(_bit_sums(list(arrays.values())))
-    return {
-        name: [f"{array.dtype}{list(array.shape)}", int(bits)]
-        for (name, array), bits in zip(arrays.items(), sums, strict=True)
-    }
-
-
-@jax.jit
-def _bit_sums(arrays: list[jax.Array]) -> jax.Array:
-    """Sum of bits, times 2 * index + 1 along every axis, modulo 2**32.
-
-    Odd factors let no flipped bit vanish, and parts that changed places give another sum. First axes go first: CPUs add
-    up whole rows 15 times faster than they sum along a row.
-    """
-
-    def one(x: jax.Array) -> jax.Array:
-        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-        sums = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-        while sums.ndim:
-            factors = 2 * jnp.arange(sums.shape[0], dtype=jnp.uint32) + 1
-            sums = jnp.sum(sums * factors.reshape(-1, *[1] * (sums.ndim - 1)), axis=0, dtype=jnp.uint32)
-        return sums
-
-    return jnp.stack([one(x) for x in arrays])
 
 
 def _short(error: Exception) -> str:

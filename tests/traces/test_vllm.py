@@ -293,6 +293,7 @@ def test_a_run_killed_half_way_ends_like_one_that_was_not(checkpoint, tmp_path):
     journal = killed.traces / collect.JOURNAL
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as parent:
         assert wait_until(lambda: parent.poll() is not None or lines_of(journal) > 10, 300)
+        parent.send_signal(signal.SIGSTOP)  # nothing more is written while we look round
         session = worker_of(parent.pid)
         assert len(processes_of_session(session)) >= 4  # worker, watchdog, engine core, its worker
         parent.kill()

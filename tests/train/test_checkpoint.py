@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.train.checkpoint import Checkpoints, checksums
+from jaxdistill.train.checkpoint import Checkpoints
+from jaxdistill.train.record import Checksums
 
 IDENTITY = {"train": {"optimizer": {"learning_rate": 0.1, "name": "adamw"}, "epochs": 2}, "seed": 0}
 PROGRESS = {"tokens": 7, "window": [{"loss": 1.5}]}
@@ -180,7 +181,7 @@ def test_a_checksum_sees_a_flipped_bit_and_parts_that_changed_places_and_no_mesh
     x = jnp.arange(16 * 24).reshape(16, 24).astype(dtype)
 
     def bits(x):
-        return checksums({"x": x})["x"][1]
+        return Checksums({"x": x}).read()["x"][1]
 
     assert bits(x.at[3, 5].add(1)) != bits(x)
     assert bits(x[::-1]) != bits(x)
