@@ -271,6 +271,10 @@ def summary(config: RunConfig) -> None:
         for name, score in manifest["counts"]["models"].items():
             interval = f"95% interval {score['low']:.1%} to {score['high']:.1%}"
             progress.say(f"  {name:<14}{score['accuracy']:>6.1%} of {score['problems']} held-out problems ({interval})")
+        for each in manifest["counts"].get("benchmarks", {}).values():
+            if score := each["models"].get("student"):
+                interval = f"95% interval {score['low']:.1%} to {score['high']:.1%}"
+                progress.say(f"  student       {score['accuracy']:>6.1%} of {each['title']} ({interval})")
     progress.say(f"  Hugging Face checkpoint: {run.export}")
     progress.say(f"  report:                  {run.report / 'index.html'}")
 

@@ -23,6 +23,7 @@ QUALITY = {
     "tokens_correct": ("when right", "number"),
     "tokens_wrong": ("when not", "number"),
     "steps": ("Steps", "number"),
+    "sums_right": ("Sums right", "share"),
     "reflections": ("Reflections", "number"),
     "backtracks": ("Backtracks", "number"),
 }

@@ -100,3 +100,13 @@ def test_quality_counts_by_hand():
     assert (found["tokens_correct"], found["tokens_wrong"]) == (10, 90)
     assert quality.repeated_share("a b c") == 0.0 and quality.repeated_share("x " * 17) == pytest.approx(0.9)
     assert quality.summarise([]) == {}
+
+
+def test_sums_are_checked_and_other_things_left_alone():
+    text = " Ann=52\n Bob=52+2=54\n Cal=54/2=26\n so 3 × 4 = 12, 1/3 = 0.33 and 2/3=0.66, 5/0=1"
+    assert quality.sums(text) == [True, False, True, True, False, False]
+    for other in ("3+4*5=23", "x=3", "2*3=6+1", "1.2.3-4=5", "10-2 = 8%", "-3+4=1", "f(3)+4=7", "2 + 3 + 4 = 9"):
+        assert quality.sums(other) == [], other
+    shown = quality.summarise([score(0, f"<think>\n{text}\n</think>\n1", "1"), score(1, "1", "1")])
+    assert shown["sums"] == 3.0 and shown["sums_right"] == 0.5
+    assert quality.summarise([score(1, "1", "1")])["sums_right"] is None
