@@ -6,8 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from jaxdistill import progress
 from jaxdistill.evals import statistics, summary
 from jaxdistill.evals.evaluate import BENCHMARKS, HELDOUT, SCORES
@@ -40,7 +38,8 @@ def compare(names: list[str]) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for name in sets:
         found[name] = rows_of(sides, name)
-        progress.console.print(draw(name, found[name]), soft_wrap=False)
+        for line in lines(name, found[name]):
+            progress.say(line)
     return found
 
 
@@ -118,22 +117,29 @@ def rows_of(sides: list[Side], name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(name: str, rows: list[dict[str, Any]]) -> Table:
-    """The rows for people."""
-    title = f"{name}: {rows[0]['problems']:,} problems that all answered"
-    table = Table(title=title, box=None, header_style="bold", title_justify="left", padding=(0, 1))
-    table.add_column("model", no_wrap=True)
-    for column in ("accuracy", "95% interval", f"against {rows[0]['label']}", "95% interval", "won", "lost", "p"):
-        table.add_column(column, justify="right", no_wrap=True)
+def lines(name: str, rows: list[dict[str, Any]]) -> list[str]:
+    """The rows for people, aligned."""
+    head = ["model", "accuracy", "95% interval", f"against {rows[0]['label']}", "95% interval", "won", "lost", "p"]
+    cells = [head]
     for row in rows:
-        cells = [row["label"], f"{100 * row['accuracy']:.1f}%", f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"]
+        cells.append(
+            [row["label"], f"{100 * row['accuracy']:.1f}%", f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"]
+        )
         if gap := row.get("against"):
-            cells += [
+            cells[-1] += [
                 f"{100 * gap['difference']:+.1f}",
                 f"{100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}",
                 f"{gap['wins']:,}",
                 f"{gap['losses']:,}",
                 "< 0.001" if gap["p"] < 0.001 else f"{gap['p']:.3f}",
             ]
-        table.add_row(*cells)
-    return table
+        else:
+            cells[-1] += [""] * 5
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    aligned = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
+    return [f"{name}: {rows[0]['problems']:,} problems that all answered", *(f"  {line.rstrip()}" for line in aligned)]

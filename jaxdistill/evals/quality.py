@@ -67,7 +67,7 @@ def repeated_share(text: str, size: int = LOOP) -> float:
 def measure(score: Score) -> dict[str, float]:
     """The numbers of one response; `summarise` takes their means."""
     thinking, _ = split_response(score.response)
-    thought = thinking if thinking is not None else score.response
+    thought = thinking if thinking is not None else score.response.partition("<think>")[2] or score.response
     structure = think_structure(score.response)
     return {
         "well_formed": float(structure == "closed"),

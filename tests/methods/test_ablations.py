@@ -69,14 +69,23 @@ def test_the_students_share_traces_and_verdicts_and_differ_in_what_they_learn(fi
     assert students == ["reasoning-seed1", "shuffled_steps-seed0", "shuffled_steps-seed1"]
     tokenizer = load_tokenizer(str(run.tokenizer))
 
-    def answers(tokens):
-        row = Batches(tokens, batch_rows=1, seed=0).stored_row(0)
-        text = tokenizer.decode(row["tokens"][row["segment_ids"] == 1])
-        return re.search(r"<think>\n(.*)\n</think>(.*)", text, re.S).groups()
+    def answers(tokens) -> dict[str, tuple[str, str]]:
+        """Question -> thinking and solution, of every example."""
+        found, batches = {}, Batches(tokens, batch_rows=1, seed=0)
+        for number in range(read_manifest(tokens)["counts"]["rows"]):
+            row = batches.stored_row(number)
+            for segment in range(1, row["segment_ids"].max() + 1):
+                text = tokenizer.decode(row["tokens"][row["segment_ids"] == segment])
+                question, thinking, solution = re.search(r"(.*)<think>\n(.*)\n</think>(.*)", text, re.S).groups()
+                found[question] = (thinking, solution)
+        return found
 
     plain, shuffled = answers(run.tokens), answers(folder.baseline("shuffled_steps-seed0").tokens)
-    assert sorted(plain[0].split("\n")) == sorted(shuffled[0].split("\n")) and plain != shuffled
-    assert plain[1] == shuffled[1], "the solution stays"
+    assert plain.keys() == shuffled.keys() and len(plain) == 40
+    for question, (thinking, solution) in plain.items():
+        other = shuffled[question]
+        assert sorted(thinking.split("\n")) == sorted(other[0].split("\n")) and thinking != other[0]
+        assert solution == other[1], "the solution stays"
 
 
 def test_the_same_command_goes_on_and_repeats_nothing(finished, in_process, capsys):
