@@ -21,6 +21,7 @@ RANKS = {
     "progress": 0,
     "tokenization": 1,
     "demo": 1,
+    "edits": 1,
     "losses": 1,
     "parallel": 1,
     "models": 2,
@@ -40,6 +41,8 @@ RANKS = {
 # stages meet through files on disk, except where one needs the very same code as another
 EXCEPTIONS = [
     ("evals", "traces.engines"),
+    ("evals", "traces.tables"),
+    ("evals", "traces.code_sets"),
     ("evals", "verify"),
     ("verify", "traces.engines"),  # the judge is asked as the teacher is
     ("verify", "traces.tables"),  # benchmarks come in the files that problems come in

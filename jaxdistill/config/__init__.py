@@ -4,11 +4,11 @@
 names the nearest known one; every section checks its own values, so a stage never sees a config that cannot work.
 """
 
-from jaxdistill.config.data import CurriculumConfig, DataConfig, PhaseConfig, SourceConfig
+from jaxdistill.config.data import CurriculumConfig, DataConfig, EditConfig, PhaseConfig, SourceConfig, TakeConfig
 from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
 from jaxdistill.config.problems import ProblemsConfig
-from jaxdistill.config.results import EvaluateConfig, ExportConfig
-from jaxdistill.config.run import RunConfig
+from jaxdistill.config.results import BenchmarkConfig, EvaluateConfig, ExportConfig, QualityConfig
+from jaxdistill.config.run import AblateConfig, RunConfig
 from jaxdistill.config.student import ArchitectureConfig, StudentConfig
 from jaxdistill.config.traces import ServerConfig, TracesConfig, VLLMConfig
 from jaxdistill.config.train import (
@@ -30,13 +30,16 @@ from jaxdistill.config.verify import (
 )
 
 __all__ = [
+    "AblateConfig",
     "ArchitectureConfig",
+    "BenchmarkConfig",
     "CodeConfig",
     "CodeLimitsConfig",
     "CurriculumConfig",
     "DataConfig",
     "DecontaminateConfig",
     "DistillConfig",
+    "EditConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FiltersConfig",
@@ -47,10 +50,12 @@ __all__ = [
     "PhaseConfig",
     "ProblemsConfig",
     "ProfileConfig",
+    "QualityConfig",
     "RunConfig",
     "ServerConfig",
     "SourceConfig",
     "StudentConfig",
+    "TakeConfig",
     "TracesConfig",
     "TrainConfig",
     "TrainEvaluateConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from jaxdistill.config.base import require, section
 from jaxdistill.config.data import DataConfig
@@ -13,6 +13,32 @@ from jaxdistill.config.student import StudentConfig
 from jaxdistill.config.traces import TracesConfig
 from jaxdistill.config.train import TrainConfig
 from jaxdistill.config.verify import VerifyConfig
+
+
+@section
+class AblateConfig:
+    """YAML section `ablate`: what `jaxdistill ablate` trains beside the run's own student, on the same traces."""
+
+    variants: tuple[str, ...] = (
+        "answer_only",
+        "wrong_answers",
+        "random_digits_50",
+        "random_digits_100",
+        "shuffled_steps",
+        "deleted_steps",
+        "inserted_steps",
+    )
+    """Names of `jaxdistill.methods.ablations.VARIANTS`."""
+    extra: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Variants of your own: a name and what differs, as in `baselines`."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every variant is trained once a seed, the run's own student too."""
+    match: Literal["epochs", "steps"] = "epochs"
+    """What is equal for all: how often each example is seen, or the number of optimizer steps."""
+
+    def __post_init__(self):
+        require(bool(self.seeds), "ablate.seeds is empty; name at least one.")
+        require(len(set(self.seeds)) == len(self.seeds), "ablate.seeds names a seed twice; name each once.")
 
 
 @section
@@ -32,6 +58,7 @@ class RunConfig:
     evaluate: EvaluateConfig | None = None
     baselines: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """More students on the same traces: a name, and what differs, as `data.response: answer`."""
+    ablate: AblateConfig = AblateConfig()
 
     def __post_init__(self):
         require(

@@ -51,7 +51,7 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     codec, readers = stored.plan(data, run, taken)
     with scratch(run.tokens, len(sources.sources_of(data))) as store:
         total = sum(len(part.source_of) for part in taken)
-        chunks = workers.chunks_of(sources.candidates(taken, readers))
+        chunks = workers.chunks_of(sources.candidates(taken, readers, data.edit))
         number = data.workers or workers.default_workers(part.run.traces for part in taken)
         done = 0
         with progress.bar("tokenize", total) as update:
