@@ -161,7 +161,7 @@ class DataConfig:
         )
         require(
             self.topk is None or self.edit is None,
-            "data.topk with data.edit: the teacher's distributions belong to the traces as they were; set data.topk: null.",
+            "data.topk with data.edit: the teacher's distributions belong to the unedited traces; set data.topk: null.",
         )
         names = [source.name for source in self.mixture]
         require(len(set(names)) == len(names), f"data.mixture: two sources have the same name ({', '.join(names)}).")
