@@ -11,7 +11,14 @@ from jaxdistill.config.results import EvaluateConfig, ExportConfig
 from jaxdistill.config.run import RunConfig
 from jaxdistill.config.student import ArchitectureConfig, StudentConfig
 from jaxdistill.config.traces import ServerConfig, TracesConfig, VLLMConfig
-from jaxdistill.config.train import MeshConfig, OptimizerConfig, ProfileConfig, TrainConfig, TrainEvaluateConfig
+from jaxdistill.config.train import (
+    DistillConfig,
+    MeshConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    TrainConfig,
+    TrainEvaluateConfig,
+)
 from jaxdistill.config.verify import CodeConfig, CodeLimitsConfig, VerifyConfig
 
 __all__ = [
@@ -20,6 +27,7 @@ __all__ = [
     "CodeLimitsConfig",
     "CurriculumConfig",
     "DataConfig",
+    "DistillConfig",
     "EvaluateConfig",
     "ExportConfig",
     "MeshConfig",

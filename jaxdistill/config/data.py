@@ -101,6 +101,12 @@ class DataConfig:
     mixture: tuple[SourceConfig, ...] = ()
     """Sources and their weights; all kept traces of this run if empty."""
     curriculum: CurriculumConfig | None = None
+    topk: int | None = None
+    """Keep the teacher's so many likeliest tokens beside each token, for `train.distill.source: stored`; at most
+    `traces.logprobs`. The token that stands there is always among them, and so is the mass of all others."""
+    topk_align: Literal["tokens", "spans"] = "tokens"
+    """`spans`: for a teacher of another tokenizer, whose probabilities are kept where tokens of both begin at one place
+    in the text; an approximation, for `train.distill.divergence: uld`."""
     workers: int | None = None
     """Processes that tokenize; as many as there are processors, or one for little data, if absent."""
 
@@ -109,6 +115,12 @@ class DataConfig:
         require(
             self.workers is None or self.workers >= 1,
             f"data.workers is {self.workers}; at least 1 process has to work.",
+        )
+        require(self.topk is None or self.topk >= 1, f"data.topk is {self.topk}; keep at least 1 token.")
+        require(
+            self.topk is None or self.response == "reasoning",
+            "data.topk with data.response: answer: the teacher's distributions follow from a reasoning that the "
+            "student would not see; set data.topk: null.",
         )
         names = [source.name for source in self.mixture]
         require(len(set(names)) == len(names), f"data.mixture: two sources have the same name ({', '.join(names)}).")

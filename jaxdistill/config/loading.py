@@ -93,6 +93,7 @@ _WITHOUT_EFFECT = {
         "profile",
         "peak_tflops",
     },
+    "DistillConfig": {"replicate"},
     "TrainEvaluateConfig": {"every", "problems", "max_tokens"},
     "ExportConfig": {"port", "serve"},
     "VLLMConfig": {

@@ -42,8 +42,37 @@ class RunConfig:
             self.export.lora == "merged" or self.evaluate is None or self.evaluate.engine == "jax",
             "export.lora: adapter is evaluated by `evaluate.engine: jax` alone; vLLM needs export.lora: merged.",
         )
+        self._check_distill()
         for name in self.baselines:
             require(
                 name.replace("_", "").replace("-", "").isalnum() and name not in {"student", "teacher"},
                 f"baselines.{name}: use letters, digits, - and _, and not the names `student` or `teacher`.",
             )
+
+    def _check_distill(self):
+        distill, topk = self.train.distill, self.data.topk
+        if distill is not None and distill.source == "stored":
+            require(topk is not None, "train.distill.source: stored needs `data.topk`, how many tokens are kept.")
+        if distill is not None and distill.source == "online":
+            require(
+                (distill.teacher or self.traces.teacher) is not None,
+                "train.distill.source: online needs a teacher; name it with `train.distill.teacher`.",
+            )
+        if distill is not None and distill.source == "stored":
+            require(
+                (self.data.topk_align == "spans") == (distill.divergence == "uld"),
+                f"train.distill.divergence: {distill.divergence} does not fit data.topk_align: {self.data.topk_align}; "
+                "spans of another tokenizer go with uld, the student's own tokens with forward_kl.",
+            )
+            require(
+                bool(self.data.mixture) or distill.temperature == self.traces.logprobs_temperature,
+                f"train.distill.temperature is {distill.temperature}, and stored logprobs do not say what the whole "
+                "distribution becomes at another temperature than that at which they were taken "
+                f"(traces.logprobs_temperature={self.traces.logprobs_temperature}); make them equal.",
+            )
+        # traces of other runs have their own number of logprobs, which prepare looks at
+        require(
+            topk is None or bool(self.data.mixture) or topk <= self.traces.logprobs,
+            f"data.topk={topk} > traces.logprobs={self.traces.logprobs}, which is how many are there; raise "
+            "traces.logprobs, or lower data.topk.",
+        )

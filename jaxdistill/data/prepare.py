@@ -7,6 +7,7 @@ depend on the number of processes. A stage that was killed starts anew, and writ
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,11 +21,11 @@ import pyarrow.parquet as pq
 
 from jaxdistill import hub, progress
 from jaxdistill.config import DataConfig, RunConfig
-from jaxdistill.data import curriculum, packing, rows, sources, summary, templates, workers
+from jaxdistill.data import curriculum, packing, rows, sources, summary, teacher, templates, topk, workers
 from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.store import Examples, scratch
 from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_records, write_json
-from jaxdistill.tokenization import load_tokenizer
+from jaxdistill.tokenization import TokenMap, load_tokenizer
 
 ORIGINS = "origins.parquet"
 ROUND = 128
@@ -48,13 +49,14 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     shutil.rmtree(run.tokens, ignore_errors=True)  # of a process that was killed
     taken = sources.select(data, shared)
     prepare_tokenizer(config, run, shared)
+    codec, readers = _topk(data, run, taken)
     with scratch(run.tokens, len(sources.sources_of(data))) as store:
         total = sum(len(part.source_of) for part in taken)
-        chunks = workers.chunks_of(sources.candidates(taken))
+        chunks = workers.chunks_of(sources.candidates(taken, readers))
         number = data.workers or workers.default_workers(part.run.traces for part in taken)
         done = 0
         with progress.bar("tokenize", total) as update:
-            for chunk in workers.tokenized(chunks, _job(data, run), number):
+            for chunk in workers.tokenized(chunks, _job(data, run, codec, _teacher_tokenizer(data, readers)), number):
                 _refuse_overlong(chunk, data)
                 store.add(chunk, data.row_tokens if data.overlong == "drop" else None)
                 done += len(chunk.ids)
@@ -69,6 +71,8 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
             "overlong_dropped": store.overlong.total(),
             "early_eos_dropped": store.ends_early.total(),
         }
+        if codec is not None and readers is not None:
+            counts["topk"] = _finish_topk(run, codec, readers, store.covered / int(examples.lengths[:, 1:].sum()))
     left_out = sum((part.left_out for part in taken), start=type(taken[0].left_out)())
     if left_out:
         counts["left_out"] = dict(sorted(left_out.items()))
@@ -126,7 +130,57 @@ def _texts(data: DataConfig, shared: RunDir) -> Iterator[str]:
                 yield trace.response
 
 
-def _job(data: DataConfig, run: RunDir) -> workers.Job:
+def _topk(
+    data: DataConfig, run: RunDir, taken: list[sources.Taken]
+) -> tuple[topk.TopK | None, list[teacher.Reader] | None]:
+    """How the teacher's distributions are kept, and where they come from; nothing where they are not.
+
+    Raises:
+      ValueError: runs without them, of different kinds or, under `topk_align: spans`, of different tokenizers.
+    """
+    if data.topk is None:
+        return None, None
+    spans, tokens = data.topk_align == "spans", TokenMap.of(run.tokenizer)
+    readers = [teacher.Reader(part.run, None if spans else tokens.fingerprint, data.topk) for part in taken]
+    origins = [reader.origin for reader in readers]
+    kinds = {(o.random, o.temperature, o.tokenizer if spans else "") for o in origins}
+    if len(kinds) > 1:
+        raise ValueError(
+            "data.mixture: the runs' teachers' distributions are of different kinds (traces.logprobs_kind and "
+            "logprobs_temperature), or of different tokenizers under data.topk_align: spans; take runs of one kind."
+        )
+    origin = origins[0]
+    if spans and origin.random:
+        raise ValueError("data.topk_align: spans compares the highest probabilities, and these are random draws.")
+    vocabulary = origin.vocabulary if spans else tokens.size
+    return topk.TopK(data.topk, vocabulary, origin.random, spans, origin.temperature), readers
+
+
+def _teacher_tokenizer(data: DataConfig, readers: list[teacher.Reader] | None) -> Path | None:
+    """The folder of the teacher's tokenizer, where it is needed.
+
+    Raises:
+      ValueError: it is not the one that the logprobs are about.
+    """
+    if readers is None or data.topk_align != "spans":
+        return None
+    origin = readers[0].origin
+    folder = hub.fetch(origin.teacher, weights=False)
+    if TokenMap.of(folder).fingerprint != origin.tokenizer:
+        raise ValueError(f"{folder}: another tokenizer than the logprobs are about; collect the traces again.")
+    return folder
+
+
+def _finish_topk(run: RunDir, codec: topk.TopK, readers: list[teacher.Reader], share: float) -> dict[str, Any]:
+    """Writes down whose the distributions are; returns the counts."""
+    origins = [dataclasses.asdict(reader.origin) for reader in readers]
+    write_json(run.tokens / topk.FILE, {"codec": codec.to_dict(), "origins": origins})
+    kind = "draws from the teacher" if codec.random else "likeliest tokens of the teacher"
+    progress.say(f"  {codec.k} {kind} beside {share:.2%} of the response tokens, {codec.width} bytes each")
+    return {"k": codec.k, "bytes_per_token": codec.width, "covered_share": share}
+
+
+def _job(data: DataConfig, run: RunDir, codec: topk.TopK | None, of_teacher: Path | None) -> workers.Job:
     """How every trace is tokenized; looks at one prompt of each source."""
     tokenizer = load_tokenizer(str(run.tokenizer))
     promptings = []
@@ -135,7 +189,7 @@ def _job(data: DataConfig, run: RunDir) -> workers.Job:
         suffix = data.suffix if source.suffix is None else source.suffix
         ending = templates.check_template(tokenizer, data.response, system, suffix)
         promptings.append(workers.Prompting(system, suffix, ending))
-    return workers.Job(run.tokenizer, data.response, tuple(promptings))
+    return workers.Job(run.tokenizer, data.response, tuple(promptings), codec, of_teacher)
 
 
 def _refuse_overlong(chunk: workers.Chunk, data: DataConfig) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from jaxdistill.config import DataConfig, SourceConfig
 from jaxdistill.data.examples import Text
+from jaxdistill.data.teacher import Drawn, Reader
 from jaxdistill.records import RunDir, read_manifest, read_records
 
 
@@ -35,6 +36,16 @@ class TraceText:
     problem_id: str
     response: str
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class TraceTokens(TraceText):
+    """What is looked at beside it where the teacher's distributions are kept."""
+
+    engine: str
+    teacher: str
+    revision: str
+    output_ids: list[int]
 
 
 class Problems:
@@ -84,6 +95,7 @@ class Candidate:
     source: int
     domain: str
     pass_rate: float
+    drawn: Drawn | None = None
 
 
 def sources_of(data: DataConfig) -> tuple[SourceConfig, ...]:
@@ -173,15 +185,17 @@ def _unknown_domain(source: str, domain: str, folder: Path, known: list[str]) ->
     return f"data.mixture: {source} wants the domain {domain}, which no problem of {folder} has; {hint}"
 
 
-def candidates(taken: list[Taken]) -> Iterator[Candidate]:
+def candidates(taken: list[Taken], readers: list[Reader] | None = None) -> Iterator[Candidate]:
     """Every kept trace that a source wants, in the order of the runs and of their files.
 
+    Args:
+      readers: of the teacher's distributions, one a run, where they are kept.
     Raises:
-      ValueError: a trace that is there twice, or not at all.
+      ValueError: a trace that is there twice, or not at all, or whose distributions are not its own.
     """
-    for part in taken:
+    for number, part in enumerate(taken):
         seen: set[str] = set()
-        for trace in read_records(part.run.traces, TraceText):
+        for trace in read_records(part.run.traces, TraceText if readers is None else TraceTokens):
             source = part.source_of.get(trace.id)
             if source is None:
                 continue
@@ -193,6 +207,7 @@ def candidates(taken: list[Taken]) -> Iterator[Candidate]:
                 source,
                 part.problems.domain(trace.problem_id),
                 part.correct[trace.problem_id] / part.samples[trace.problem_id],
+                None if readers is None else readers[number].of(trace),
             )
         missing = part.source_of.keys() - seen
         if missing:

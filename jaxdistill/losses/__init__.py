@@ -3,6 +3,7 @@
 from jaxdistill.losses.chunked import chunked_cross_entropy, chunked_distillation
 from jaxdistill.losses.divergences import DIVERGENCES, PARAMETERS
 from jaxdistill.losses.sequence import cross_entropy, shift
+from jaxdistill.losses.sorted import sorted_distillation
 from jaxdistill.losses.topk import sampled_distillation, topk_distillation
 from jaxdistill.losses.vocabulary import Layout
 
@@ -15,5 +16,6 @@ __all__ = [
     "cross_entropy",
     "sampled_distillation",
     "shift",
+    "sorted_distillation",
     "topk_distillation",
 ]
