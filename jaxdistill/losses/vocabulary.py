@@ -35,6 +35,13 @@ class Layout:
     columns: str = "tensor"
     embed: str = "fsdp"
 
+    @classmethod
+    def of(cls, mesh: Mesh | None) -> Layout | None:
+        """That of a mesh; one device needs none, unless it is only described, and belongs to another machine."""
+        if mesh is None or (mesh.size == 1 and mesh.devices.flat[0].platform == jax.default_backend()):
+            return None
+        return cls(mesh)
+
     def tokens(self, shape: tuple[int, ...], lead: int) -> PartitionSpec:
         """How an array is split whose first `lead` axes (1 or 2) count tokens."""
         return PartitionSpec(*(self.rows, self.positions)[:lead], *(None,) * (len(shape) - lead))

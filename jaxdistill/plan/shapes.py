@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
+from jaxdistill.losses import Layout
 from jaxdistill.losses.sweep import default_chunk
 from jaxdistill.models import Lora, ModelConfig
 from jaxdistill.models.attention import choose, platform_of
 from jaxdistill.models.attention.blocks import BLOCK
 from jaxdistill.models.attention.dense import QUERY_BLOCKS
 from jaxdistill.train.program import Program
-from jaxdistill.train.step import layout_of
 
 
 def device_bytes(tree: Any) -> float:
@@ -34,7 +34,7 @@ class Sizes:
         self.tokens = self.rows * self.row_tokens // self.context
         self.trained = trained_share * self.tokens
         self.segment = min(segment_tokens or self.row_tokens, self.row_tokens)
-        layout = layout_of(made.mesh)
+        layout = Layout.of(made.mesh)
         self.columns = -(-self.config.vocab_size // self.tensor)
         self.chunk = min(default_chunk(self.columns, layout), max(self.tokens, 1))
         self.kernel = choose(

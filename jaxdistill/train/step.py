@@ -70,16 +70,9 @@ def loss_sums(
         weights_BT,
         softcap=model.config.final_softcap,
         dtype=model.dtype,
-        layout=layout_of(model.mesh),
+        layout=Layout.of(model.mesh),
     )
     return total, {"count": count, "hits": found["hits"]}
-
-
-def layout_of(mesh: Mesh | None) -> Layout | None:
-    """How losses lie on the mesh; one device needs no layout, unless it is only described, for another machine."""
-    if mesh is None or (mesh.size == 1 and mesh.devices.flat[0].platform == jax.default_backend()):
-        return None
-    return Layout(mesh)
 
 
 def gradients(
