@@ -21,7 +21,7 @@ from pathlib import Path
 from jaxdistill import progress
 
 # what tracing the train step imports
-COMMON = ("jax", "jaxlib", "flax", "optax", "qwix", "pydantic", "PyYAML", "jaxtyping", "numpy", "ml_dtypes")
+COMMON = ("jax", "jaxlib", "flax", "optax", "qwix", "pydantic", "PyYAML", "jaxtyping", "numpy", "ml_dtypes", "pyarrow")
 EXTRA = {"tpu": "tpu", "gpu": "cuda13"}
 GIB_NEEDED = {"tpu": 3.0, "gpu": 10.0}
 """Disk space: of the environment, and of its packed form while it is installed."""

@@ -90,7 +90,7 @@ class Distillation:
             "ce_weights": self.ce_weight * weights_BT if self.ce_weight else None,
             "softcap": model.config.final_softcap,
             "dtype": model.dtype,
-            "layout": Layout(model.mesh) if model.mesh is not None and model.mesh.size > 1 else None,
+            "layout": Layout.of(model.mesh),
         }
         head = hidden_BTE, model.projection()
         if self.teacher is None:

@@ -11,11 +11,14 @@ from jax.sharding import Mesh
 
 from jaxdistill.config import TrainConfig
 from jaxdistill.data.rows import FIELDS
+from jaxdistill.data.topk import STORED_DTYPES, stored_shapes
 from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_shardings, params_of, split_params
 from jaxdistill.models.load import stored
 from jaxdistill.parallel import mesh as meshes
+from jaxdistill.parallel.mesh import RULES
+from jaxdistill.train.distill import Distillation
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
-from jaxdistill.train.step import Batch, State, make_step, state_shapes, state_shardings
+from jaxdistill.train.step import State, make_step, state_shapes, state_shardings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,7 @@ def make_program(
 
 def abstract_inputs(
     made: Program, base_dtype: str = "float32", *, teacher_dtype: str = "bfloat16", replicate: bool = False
-) -> tuple[State, Batch, Any, Any]:
+) -> tuple[Any, Any, Any, Any]:
     """(state, batch, frozen parameters, teacher's parameters) of `made.step`: shapes with dtypes and shardings.
 
     Args:
