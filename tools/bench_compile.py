@@ -55,7 +55,7 @@ def measure(layers: int, unrolled: int) -> float:
     from jaxdistill.models import ModelConfig, abstract_model, decoder, params_of
     from jaxdistill.parallel.mesh import make_mesh
     from jaxdistill.train.optimizer import make_optimizer
-    from jaxdistill.train.step import make_step, state_shardings
+    from jaxdistill.train.step import make_step, state_shapes, state_shardings
 
     # a few layers are unrolled otherwise, which would compare two different programs
     decoder.UNROLLED = layers if unrolled else 0
@@ -76,12 +76,7 @@ def measure(layers: int, unrolled: int) -> float:
     shardings = state_shardings(config, optimizer, mesh)
     model = abstract_model(config, dtype="bfloat16", remat="attention", mesh=mesh)
     step = make_step(model, optimizer, shardings, region_weights=(1.0, 1.0), micro_batches=1)
-    params = params_of(model)
-    state = {
-        "params": params,
-        "optimizer": jax.eval_shape(optimizer.init, params),
-        "step": jax.ShapeDtypeStruct((), jnp.int32),
-    }
+    state = state_shapes(params_of(model), optimizer)
     names = ("tokens", "regions", "segment_ids", "positions")
     batch = {name: jax.ShapeDtypeStruct((8, 1024), jnp.int32) for name in names}
     begun = time.monotonic()
