@@ -104,6 +104,8 @@ def test_other_segments_change_nothing(whole):
     changed = dict(alone, tokens=jnp.where(batch["segment_ids"] == 2, (batch["tokens"] + 1) % 97, batch["tokens"]))
     a, _ = gradients(model, params_of(model), alone, WEIGHTS, 1)
     b, _ = gradients(model, params_of(model), changed, WEIGHTS, 1)
+    assert not jnp.array_equal(changed["tokens"], alone["tokens"])
+    assert any(jnp.any(x != 0) for x in jax.tree.leaves(a))
     close(a, b, rtol=1e-6)
 
 
