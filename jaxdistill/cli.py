@@ -36,6 +36,7 @@ HELP = {
     "evaluate": "held-out accuracy of student, baselines and teacher",
     "report": "one HTML page about the run",
     "show": "one packed row, coloured by what is trained; `--row` picks it",
+    "star": "rounds of learning from own right answers (STaR, ReST-EM, RFT), as the section `star` says",
     "plan": "the train step, compiled for devices that are not here: memory, FLOPs, communication, time",
 }
 EXAMPLES = """examples:
@@ -75,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--row", type=int, default=0, help="which packed row (default 0)")
             sub.add_argument("--baseline", help="of this baseline, instead of the student")
             sub.add_argument("--prompts", type=int, metavar="N", help="instead: what the teacher is asked, N problems")
+            continue
+        if name == "star":
             continue
         if name == "plan":
             planning.add_arguments(sub)
@@ -128,6 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             show(config, arguments.row, arguments.baseline)
         elif arguments.command == "plan":
             return planning.run(config, arguments)
+        elif arguments.command == "star":
+            from jaxdistill.methods.star import star
+
+            return star(config, lambda commands, path: _run_commands(commands, path, (), arguments.debug))
         elif arguments.dry_run:
             dry_run(config)
         else:
@@ -188,7 +195,15 @@ def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug
     for task in pipeline.tasks_of(config, tuple(pipeline.STAGES)):
         if read_manifest(task.folder):
             task.status()  # a stale stage is said before anything is computed
-    for command in pipeline.COMMANDS:
+    code = _run_commands(tuple(pipeline.COMMANDS), config_path, overrides, debug)
+    if code == 0:
+        summary(config)
+    return code
+
+
+def _run_commands(commands: Sequence[str], config_path: str, overrides: Sequence[str], debug: bool) -> int:
+    """One process a command; the exit code is 0, or that of the command that failed."""
+    for command in commands:
         call = [sys.executable, "-m", "jaxdistill", command, config_path]
         for override in overrides:
             call += ["--set", override]
@@ -196,7 +211,6 @@ def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug
         code = _call([*call, *(["--debug"] if debug else [])], environment)
         if code:
             return code if code > 0 else 128 - code
-    summary(config)
     return 0
 
 

@@ -6,6 +6,7 @@ names the nearest known one; every section checks its own values, so a stage nev
 
 from jaxdistill.config.data import CurriculumConfig, DataConfig, PhaseConfig, SourceConfig
 from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
+from jaxdistill.config.methods import ContrastiveConfig, PairsConfig, StarConfig, TaskConfig
 from jaxdistill.config.problems import ProblemsConfig
 from jaxdistill.config.results import EvaluateConfig, ExportConfig
 from jaxdistill.config.run import RunConfig
@@ -26,6 +27,7 @@ __all__ = [
     "ArchitectureConfig",
     "CodeConfig",
     "CodeLimitsConfig",
+    "ContrastiveConfig",
     "CurriculumConfig",
     "DataConfig",
     "DecontaminateConfig",
@@ -36,13 +38,16 @@ __all__ = [
     "MajorityConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "PhaseConfig",
     "ProblemsConfig",
     "ProfileConfig",
     "RunConfig",
     "ServerConfig",
     "SourceConfig",
+    "StarConfig",
     "StudentConfig",
+    "TaskConfig",
     "TracesConfig",
     "TrainConfig",
     "TrainEvaluateConfig",

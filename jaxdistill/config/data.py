@@ -6,6 +6,7 @@ import itertools
 from typing import Literal
 
 from jaxdistill.config.base import require, section
+from jaxdistill.config.methods import PairsConfig, TaskConfig
 
 
 @section
@@ -101,6 +102,9 @@ class DataConfig:
     mixture: tuple[SourceConfig, ...] = ()
     """Sources and their weights; all kept traces of this run if empty."""
     curriculum: CurriculumConfig | None = None
+    tasks: tuple[TaskConfig, ...] = ()
+    """What is made of every trace; the trace as it is, if empty."""
+    pairs: PairsConfig | None = None
     workers: int | None = None
     """Processes that tokenize; as many as there are processors, or one for little data, if absent."""
 
@@ -109,6 +113,12 @@ class DataConfig:
         require(
             self.workers is None or self.workers >= 1,
             f"data.workers is {self.workers}; at least 1 process has to work.",
+        )
+        kinds = [task.kind for task in self.tasks]
+        require(len(set(kinds)) == len(kinds), f"data.tasks names a task twice ({', '.join(kinds)}); use its weight.")
+        require(
+            not self.tasks or self.response == "reasoning",
+            "data.tasks says what is learned of a trace; leave data.response at reasoning, and use kind: label.",
         )
         names = [source.name for source in self.mixture]
         require(len(set(names)) == len(names), f"data.mixture: two sources have the same name ({', '.join(names)}).")

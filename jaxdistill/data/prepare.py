@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from jaxdistill import hub, progress
 from jaxdistill.config import DataConfig, RunConfig
-from jaxdistill.data import curriculum, packing, rows, sources, summary, templates, workers
+from jaxdistill.data import curriculum, packing, pairs, rows, sources, summary, tasks, templates, workers
 from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.store import Examples, scratch
 from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_records, write_json
@@ -48,17 +48,18 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     shutil.rmtree(run.tokens, ignore_errors=True)  # of a process that was killed
     taken = sources.select(data, shared)
     prepare_tokenizer(config, run, shared)
+    job = _job(data, run)
     with scratch(run.tokens, len(sources.sources_of(data))) as store:
         total = sum(len(part.source_of) for part in taken)
-        chunks = workers.chunks_of(sources.candidates(taken))
+        chunks = workers.chunks_of(tasks.expand(sources.candidates(taken), data.tasks))
         number = data.workers or workers.default_workers(part.run.traces for part in taken)
-        done = 0
+        done: set[str] = set()
         with progress.bar("tokenize", total) as update:
-            for chunk in workers.tokenized(chunks, _job(data, run), number):
+            for chunk in workers.tokenized(chunks, job, number):
                 _refuse_overlong(chunk, data)
                 store.add(chunk, data.row_tokens if data.overlong == "drop" else None)
-                done += len(chunk.ids)
-                update(done, f"{number} processes" if number > 1 else "")
+                done |= {name.partition("#")[0] for name in chunk.ids}
+                update(len(done), f"{number} processes" if number > 1 else "")
         if not len(store):
             raise ValueError(
                 f"all {total:,} kept traces were dropped: {store.overlong.total():,} longer than "
@@ -69,6 +70,10 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
             "overlong_dropped": store.overlong.total(),
             "early_eos_dropped": store.ends_early.total(),
         }
+    if data.tasks:
+        counts["steps"] = tasks.write_steps(run.tokens, sources.candidates(taken))
+    if data.pairs is not None:
+        counts["pairs"] = pairs.write_pairs(data, run, taken, job, counts["row_tokens"])
     left_out = sum((part.left_out for part in taken), start=type(taken[0].left_out)())
     if left_out:
         counts["left_out"] = dict(sorted(left_out.items()))

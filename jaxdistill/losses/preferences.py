@@ -27,15 +27,15 @@ class Pairs:
       chosen_reference, rejected_reference: the reference's log p(response | prompt); zeros if there is none.
     """
 
-    chosen: Float[Array, "P"]
-    rejected: Float[Array, "P"]
-    chosen_tokens: Float[Array, "P"]
-    rejected_tokens: Float[Array, "P"]
-    chosen_reference: Float[Array, "P"]
-    rejected_reference: Float[Array, "P"]
+    chosen: Float[Array, " P"]
+    rejected: Float[Array, " P"]
+    chosen_tokens: Float[Array, " P"]
+    rejected_tokens: Float[Array, " P"]
+    chosen_reference: Float[Array, " P"]
+    rejected_reference: Float[Array, " P"]
 
 
-def margin(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[Array, "P"]:
+def margin(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[Array, " P"]:
     """max(0, gap - beta * (log p(chosen) - log p(rejected))): a hinge, zero once the chosen one is ahead by the gap.
 
     Args:
@@ -47,7 +47,7 @@ def margin(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[A
     return jax.nn.relu(gap - beta * (chosen - rejected))
 
 
-def dpo(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[Array, "P"]:
+def dpo(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[Array, " P"]:
     """-log sigmoid(beta * ((log p - log r)(chosen) - (log p - log r)(rejected)) - gap), r the reference.
 
     Args:
@@ -60,7 +60,7 @@ def dpo(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[Arra
     return -jax.nn.log_sigmoid(beta * ((chosen - chosen_reference) - (rejected - rejected_reference)) - gap)
 
 
-def simpo(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[Array, "P"]:
+def simpo(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[Array, " P"]:
     """-log sigmoid(beta * (log p(chosen) - log p(rejected)) - gap), of means over tokens; no reference.
 
     Source: Meng et al. 2024, arXiv:2405.14734, section 2.3, equation 6 (beta 2 to 10, gap / beta 0.3 to 0.5 there).
@@ -69,7 +69,7 @@ def simpo(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[Ar
     return -jax.nn.log_sigmoid(beta * (chosen - rejected) - gap)
 
 
-def odds_ratio(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[Array, "P"]:
+def odds_ratio(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Float[Array, " P"]:
     """-log sigmoid(log odds(chosen) - log odds(rejected)), odds = p / (1 - p) of the geometric mean of p over tokens.
 
     The relative-ratio part of ORPO alone: its language-model part is the cross-entropy beside it, and its lambda the
@@ -81,23 +81,23 @@ def odds_ratio(pairs: Pairs, *, beta: float, gap: float, normalize: bool) -> Flo
     return -jax.nn.log_sigmoid(beta * (chosen - rejected) - gap)
 
 
-def _log_odds(log_p: Float[Array, "P"]) -> Float[Array, "P"]:
+def _log_odds(log_p: Float[Array, " P"]) -> Float[Array, " P"]:
     log_p = jnp.minimum(log_p, -SMALLEST)
     # log(1 - exp(log_p)), exact at both ends
     return log_p - jnp.log(-jnp.expm1(log_p))
 
 
-def _scores(pairs: Pairs, normalize: bool) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
+def _scores(pairs: Pairs, normalize: bool) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
     return _normalized(pairs, pairs.chosen, pairs.rejected, normalize)
 
 
-def _references(pairs: Pairs, normalize: bool) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
+def _references(pairs: Pairs, normalize: bool) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
     return _normalized(pairs, pairs.chosen_reference, pairs.rejected_reference, normalize)
 
 
 def _normalized(
-    pairs: Pairs, chosen: Float[Array, "P"], rejected: Float[Array, "P"], normalize: bool
-) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
+    pairs: Pairs, chosen: Float[Array, " P"], rejected: Float[Array, " P"], normalize: bool
+) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
     chosen, rejected = chosen.astype(jnp.float32), rejected.astype(jnp.float32)
     if not normalize:
         return chosen, rejected
@@ -108,7 +108,7 @@ def _normalized(
 class Form:
     """One loss, and the numbers that its paper has."""
 
-    loss: Callable[..., Float[Array, "P"]]
+    loss: Callable[..., Float[Array, " P"]]
     beta: float
     gap: float
     normalize: bool

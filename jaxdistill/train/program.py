@@ -14,6 +14,7 @@ from jaxdistill.data.rows import FIELDS
 from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_shardings, params_of, split_params
 from jaxdistill.models.load import stored
 from jaxdistill.parallel import mesh as meshes
+from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
 from jaxdistill.train.step import Batch, State, make_step, state_shapes, state_shardings
 
@@ -36,12 +37,21 @@ class Program:
 
 
 def make_program(
-    train: TrainConfig, student: ModelConfig, lora: Lora | None, mesh: Mesh, *, row_tokens: int, steps: int, seed: int
+    train: TrainConfig,
+    student: ModelConfig,
+    lora: Lora | None,
+    mesh: Mesh,
+    *,
+    row_tokens: int,
+    steps: int,
+    seed: int,
+    contrast: Contrast | None = None,
 ) -> Program:
     """
     Args:
       mesh: its devices may be described ones, see `jax.experimental.topologies`.
       row_tokens: of a packed row.
+      contrast: of rows of pairs that every batch has beside the packed ones.
     Raises:
       ValueError: a mesh that does not fit the model or the batch.
     """
@@ -65,6 +75,7 @@ def make_program(
         seed=seed,
         schedule=make_schedule(train.optimizer, steps),
         spike=train.spike,
+        contrast=contrast,
     )
     return Program(
         shape=(train.batch_rows, row_tokens),

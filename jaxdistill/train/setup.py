@@ -16,6 +16,7 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import RunDir, read_manifest
 from jaxdistill.tokenization import load_tokenizer
 from jaxdistill.train.checkpoint import Checkpoints, Restored
+from jaxdistill.train.contrastive import Contrast, PairFeed, reference_identity, reference_logprobs, set_up_contrast
 from jaxdistill.train.feed import TrainRows
 from jaxdistill.train.program import Program, make_program
 from jaxdistill.train.step import State, init_state, state_shapes
@@ -27,6 +28,9 @@ class Training(Program):
 
     rows: TrainRows
     epochs: float
+    contrast: Contrast | None
+    pairs: PairFeed | None
+    """The rows of pairs of every step, where the training is contrastive."""
     identity: dict[str, Any]
     """What a checkpoint must agree with, as plain data."""
 
@@ -40,32 +44,45 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
     batches = Batches(run.tokens, batch_rows=t.batch_rows, seed=config.seed)
     steps = t.steps or math.ceil((t.epochs or 0) * batches.rows / t.batch_rows)
     student = student_shape(config.student, len(load_tokenizer(str(run.tokenizer))), batches.row_tokens)
+    mesh = make_mesh(to_dict(t.mesh))
+    contrast, pairs = set_up_contrast(config, run, mesh, student.vocab_size)
     made = make_program(
         t,
         student,
         lora_of(config.student),
-        make_mesh(to_dict(t.mesh)),
+        mesh,
         row_tokens=batches.row_tokens,
         steps=steps,
         seed=config.seed,
+        contrast=contrast,
     )
     held_out = t.evaluate.rows if t.evaluate else 0
     return Training(
         **{field.name: getattr(made, field.name) for field in dataclasses.fields(made)},
         rows=TrainRows(batches, seed=config.seed, vocabulary=student.vocab_size, held_out=held_out),
         epochs=steps * t.batch_rows / batches.rows,
+        contrast=contrast,
+        pairs=pairs,
         identity=_identity(config, run, student, batches),
     )
 
 
-def start_state(config: RunConfig, made: Training, checkpoints: Checkpoints) -> tuple[State, Any, Restored | None]:
+def start_state(
+    config: RunConfig, run: RunDir, made: Training, checkpoints: Checkpoints
+) -> tuple[State, Any, Restored | None]:
     """(state, frozen parameters, the checkpoint that it comes from or None); parameters are never held twice."""
     trained, frozen = split_params(params_of(made.model))
     restored = checkpoints.restore(state_shapes(trained, made.optimizer), made.shardings)
+
+    def start() -> tuple[Any, Any]:
+        return split_params(params_of(start_student(config.student, made.student, config.seed, made.mesh)))
+
+    if made.contrast is not None and made.pairs is not None:
+        identity = reference_identity(config, run)
+        reference_logprobs(made.contrast, made.pairs, made.model, run.checkpoints, identity, start)
     if restored is not None and not frozen:
         return restored.state, {}, restored
-    started = params_of(start_student(config.student, made.student, config.seed, made.mesh))
-    trained, frozen = split_params(started)
+    trained, frozen = start()
     if restored is not None:
         return restored.state, frozen, restored
     return init_state(trained, made.optimizer, made.shardings), frozen, None

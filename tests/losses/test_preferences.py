@@ -67,8 +67,9 @@ def test_values_and_gradients_match_float64(name, normalize):
     want = value(c, r)
     np.testing.assert_allclose(ours(c, r), want, rtol=2e-5, atol=1e-6)
     step = 1e-6
-    slopes = (value(c + step, r) - value(c - step, r)) / (2 * step), (value(c, r + step) - value(c, r - step)) / (
-        2 * step
+    slopes = (
+        (value(c + step, r) - value(c - step, r)) / (2 * step),
+        (value(c, r + step) - value(c, r - step)) / (2 * step),
     )
     got = jax.grad(lambda a, b: jnp.sum(ours(a, b)), (0, 1))(jnp.float32(c), jnp.float32(r))
     smooth = (want > 1e-4) if name == "margin" else np.full(len(want), True)  # the hinge has a corner
