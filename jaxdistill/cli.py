@@ -38,6 +38,7 @@ HELP = {
     "show": "one packed row, coloured by what is trained; `--row` picks it",
     "star": "rounds of learning from own right answers (STaR, ReST-EM, RFT), as the section `star` says",
     "plan": "the train step, compiled for devices that are not here: memory, FLOPs, communication, time",
+    "ablate": "the run, then students on changed traces (`ablate`), every one once a seed; prints the table",
 }
 EXAMPLES = """examples:
   jaxdistill run configs/quickstart.yaml
@@ -47,6 +48,9 @@ EXAMPLES = """examples:
   jaxdistill export my.yaml --check
   jaxdistill show configs/quickstart.yaml --row 3
   jaxdistill plan my.yaml --topology v5p:4x4x4 --mesh fsdp=16,tensor=4
+  jaxdistill report runs/quickstart
+  jaxdistill compare runs/quickstart runs/other runs/other:answer_only
+  jaxdistill ablate configs/quickstart.yaml --set 'ablate.seeds=[0, 1, 2]'
 """
 
 
@@ -62,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        sub.add_argument("config", help="a YAML file, such as configs/quickstart.yaml")
+        sub.add_argument("config", help="a YAML file, such as configs/quickstart.yaml, or the folder of a run")
         sub.add_argument(
             "--set",
             dest="overrides",
@@ -97,6 +101,10 @@ def parser() -> argparse.ArgumentParser:
             )
         if name == "train":
             _add_processes(sub)
+    text = "models of several runs, problem by problem, against the first"
+    sub = commands.add_parser("compare", help=text, description=text)
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder (its student), or FOLDER:MODEL")
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return top
 
 
@@ -120,7 +128,12 @@ def _add_processes(sub: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        config = load(arguments.config, arguments.overrides)
+        if arguments.command == "compare":
+            from jaxdistill.evals.compare import compare
+
+            compare(arguments.runs)
+            return 0
+        config = load_config(arguments)
         if arguments.command == "show" and arguments.prompts:
             from jaxdistill.traces.show import show_prompts
 
@@ -143,6 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pipeline.redo(arguments.redo, config)
             if arguments.command == "run":
                 return run_all(arguments.config, arguments.overrides, config, arguments.debug)
+            if arguments.command == "ablate":
+                return ablate(arguments.config, arguments.overrides, config, arguments.debug)
             pipeline.run_command(arguments.command, config)
             if arguments.command == "export" and arguments.check:
                 from jaxdistill.export.check import check_again
@@ -201,6 +216,44 @@ def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug
     return code
 
 
+def ablate(config_path: str, overrides: Sequence[str], config: RunConfig, debug: bool) -> int:
+    """The run itself, the students of its ablations, their table, and the report once more, which shows it.
+
+    Returns:
+      the exit code, as `run_all`'s.
+    """
+    code = run_all(config_path, overrides, config, debug)
+    if code:
+        return code
+    from jaxdistill.methods import ablations
+
+    progress.say()
+    progress.say(f"ablate: {Path(config.run_dir) / ablations.FOLDER}")
+    path = str(ablations.prepare(config))
+    code = _run_commands(("prepare", "train", "export", "evaluate"), path, (), debug)
+    if code:
+        return code
+    ablations.tabulate(config)
+    return _run_commands(("report",), config_path, overrides, debug)
+
+
+def load_config(arguments: argparse.Namespace) -> RunConfig:
+    """The config that a command names, or that a run's folder remembers.
+
+    Raises:
+      ValueError: the folder holds no run.
+    """
+    path, overrides = Path(arguments.config), list(arguments.overrides)
+    if path.is_dir():
+        if not (path / pipeline.CONFIG).is_file():
+            raise ValueError(
+                f"{path}: no run in this folder (it has no {pipeline.CONFIG}); name a run's folder or a YAML file."
+            )
+        overrides = [f"run_dir={path}", *overrides]
+        arguments.config, arguments.overrides = str(path / pipeline.CONFIG), overrides
+    return load(arguments.config, overrides)
+
+
 def _run_commands(commands: Sequence[str], config_path: str, overrides: Sequence[str], debug: bool) -> int:
     """One process a command; the exit code is 0, or that of the command that failed."""
     for command in commands:
@@ -233,6 +286,10 @@ def summary(config: RunConfig) -> None:
         for name, score in manifest["counts"]["models"].items():
             interval = f"95% interval {score['low']:.1%} to {score['high']:.1%}"
             progress.say(f"  {name:<14}{score['accuracy']:>6.1%} of {score['problems']} held-out problems ({interval})")
+        for each in manifest["counts"].get("benchmarks", {}).values():
+            if score := each["models"].get("student"):
+                interval = f"95% interval {score['low']:.1%} to {score['high']:.1%}"
+                progress.say(f"  student       {score['accuracy']:>6.1%} of {each['title']} ({interval})")
     progress.say(f"  Hugging Face checkpoint: {run.export}")
     progress.say(f"  report:                  {run.report / 'index.html'}")
 

@@ -150,6 +150,22 @@ def licence_of(name: str, revision: str | None = None) -> str | None:
     return str(licence) if licence else None
 
 
+def fetch_data(name: str, patterns: list[str], revision: str | None = None) -> Path:
+    """The local folder of a data set of the hub, with the files that the patterns name.
+
+    Raises:
+      ValueError: it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name}: not to be had from the hub ({cause}); name a local file in `path`.") from None
+
+
 def _download(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from jaxdistill import progress
-from jaxdistill.config import RunConfig, differences, effective, fingerprint, with_baseline
+from jaxdistill.config import RunConfig, differences, effective, fingerprint, to_dict, with_baseline
 from jaxdistill.parallel import processes
-from jaxdistill.records import CACHE, RunDir, read_manifest, write_manifest
+from jaxdistill.records import CACHE, RunDir, atomic_file, read_manifest, write_manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,8 @@ STAGES = {
         Stage("report", lambda run: run.report, lambda c: {}, (), "jaxdistill.evals.report:report", always=True),
     )
 }
+CONFIG = "config.yaml"
+"""In a run's folder: the resolved config of the last command, so that the folder can stand for it."""
 COMMANDS = {
     "generate": ("problems", "generate"),
     "verify": ("verify",),
@@ -230,9 +234,19 @@ def run_command(command: str, config: RunConfig) -> None:
       ValueError: bad input, a stale stage, or another process at work in the run folder.
     """
     with _locked(Path(config.run_dir)):
+        _remember(config)
         _run_stages(COMMANDS[command], config)
         while command == "verify" and _resample(config):
             _run_stages(("generate", "verify"), config)
+
+
+def _remember(config: RunConfig) -> None:
+    """Leaves the config in the run's folder; a stage's manifest says what that stage was made with."""
+    path = Path(config.run_dir) / CONFIG
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    if processes.is_first() and not (path.is_file() and path.read_text() == text):
+        with atomic_file(path) as temporary:
+            temporary.write_text(text)
 
 
 def _run_stages(names: tuple[str, ...], config: RunConfig) -> None:

@@ -134,6 +134,8 @@ class Score:
     outcome: Literal["correct", "incorrect", "undecided"]
     reason: str
     extracted: str | None
+    likelihood: float | None = None
+    """Mean logprob of the response's tokens under the model itself, where it was read again for best-of-n."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,9 @@ the chat template; the response never does, because the templates of Qwen3 and R
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +36,37 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{folder}: the tokenizer has no eos token; set eos_token in tokenizer_config.json.")
     return tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenMap:
+    """Which text each token id stands for: two models with equal maps have one vocabulary, however padded."""
+
+    ids: dict[str, int]
+
+    @classmethod
+    def of(cls, folder: Path) -> TokenMap:
+        """The map of a checkpoint's `tokenizer.json`, added tokens included."""
+        from tokenizers import Tokenizer
+
+        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True))
+
+    @property
+    def size(self) -> int:
+        """Ids are below it."""
+        return max(self.ids.values()) + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash, equal exactly if the maps are."""
+        return hashlib.sha256(json.dumps(sorted(self.ids.items())).encode()).hexdigest()[:16]
+
+    def difference(self, other: TokenMap) -> str | None:
+        """In what two maps differ, for people; None if they are equal."""
+        if self.ids == other.ids:
+            return None
+        token = min(self.ids.items() ^ other.ids.items(), key=lambda item: (item[1], item[0]))[0]
+        return f"{token!r} is {self.ids.get(token, 'no token')} and {other.ids.get(token, 'no token')}"
 
 
 def render_prompt(

@@ -31,7 +31,7 @@ def fails(capsys, *arguments) -> str:
 def test_help_has_examples():
     output = run("--help").stdout
     assert "jaxdistill run configs/quickstart.yaml" in output
-    for command in ("run", "generate", "verify", "prepare", "train", "export", "evaluate", "report", "show"):
+    for command in (*cli.HELP, "compare"):
         assert f"    {command} " in output
 
 

@@ -21,6 +21,7 @@ RANKS = {
     "progress": 0,
     "tokenization": 1,
     "demo": 1,
+    "edits": 1,
     "losses": 1,
     "parallel": 1,
     "models": 2,
@@ -40,10 +41,13 @@ RANKS = {
 # stages meet through files on disk, except where one needs the very same code as another
 EXCEPTIONS = [
     ("evals", "traces.engines"),
+    ("evals", "traces.tables"),
+    ("evals", "traces.code_sets"),
     ("evals", "verify"),
     ("verify", "traces.engines"),  # the judge is asked as the teacher is
     ("verify", "traces.tables"),  # benchmarks come in the files that problems come in
     ("train", "data"),
+    ("data", "traces.logprobs"),  # the file's own reader, which knows nothing of engines
     ("train", "verify.check_math"),  # held-out accuracy while training is what the verifier says of an answer
 ]
 # pure functions of arrays: no I/O, no model, nothing else of ours

@@ -142,12 +142,14 @@ def main() -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("--minutes", type=float, default=1e9, help="start no further compilation after so many")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--kinds", default=",".join([*TPUS, *GPUS]), help="accelerators, as v5p,h100; all if absent")
     parser.add_argument("--quick", action="store_true", help="compile several times faster, for a first look")
     parser.add_argument("--print", action="store_true", help="print the table of what is there")
     arguments = parser.parse_args()
     results, begun = read(arguments.results), time.monotonic()
     for case in [] if arguments.print else cases():
-        if arguments.only not in case.name or case.name in results:
+        wanted = case.topology.generation in arguments.kinds.split(",") and arguments.only in case.name
+        if not wanted or case.name in results:
             continue
         if time.monotonic() - begun > arguments.minutes * 60:
             break

@@ -4,15 +4,22 @@
 names the nearest known one; every section checks its own values, so a stage never sees a config that cannot work.
 """
 
-from jaxdistill.config.data import CurriculumConfig, DataConfig, PhaseConfig, SourceConfig
+from jaxdistill.config.data import CurriculumConfig, DataConfig, EditConfig, PhaseConfig, SourceConfig, TakeConfig
 from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
 from jaxdistill.config.methods import ContrastiveConfig, PairsConfig, StarConfig, TaskConfig
 from jaxdistill.config.problems import ProblemsConfig
-from jaxdistill.config.results import EvaluateConfig, ExportConfig
-from jaxdistill.config.run import RunConfig
+from jaxdistill.config.results import BenchmarkConfig, EvaluateConfig, ExportConfig, QualityConfig
+from jaxdistill.config.run import AblateConfig, RunConfig
 from jaxdistill.config.student import ArchitectureConfig, StudentConfig
 from jaxdistill.config.traces import ServerConfig, TracesConfig, VLLMConfig
-from jaxdistill.config.train import MeshConfig, OptimizerConfig, ProfileConfig, TrainConfig, TrainEvaluateConfig
+from jaxdistill.config.train import (
+    DistillConfig,
+    MeshConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    TrainConfig,
+    TrainEvaluateConfig,
+)
 from jaxdistill.config.verify import (
     CodeConfig,
     CodeLimitsConfig,
@@ -24,13 +31,17 @@ from jaxdistill.config.verify import (
 )
 
 __all__ = [
+    "AblateConfig",
     "ArchitectureConfig",
+    "BenchmarkConfig",
     "CodeConfig",
     "CodeLimitsConfig",
     "ContrastiveConfig",
     "CurriculumConfig",
     "DataConfig",
     "DecontaminateConfig",
+    "DistillConfig",
+    "EditConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FiltersConfig",
@@ -42,11 +53,13 @@ __all__ = [
     "PhaseConfig",
     "ProblemsConfig",
     "ProfileConfig",
+    "QualityConfig",
     "RunConfig",
     "ServerConfig",
     "SourceConfig",
     "StarConfig",
     "StudentConfig",
+    "TakeConfig",
     "TaskConfig",
     "TracesConfig",
     "TrainConfig",

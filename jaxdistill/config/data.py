@@ -86,6 +86,41 @@ class CurriculumConfig:
 
 
 @section
+class EditConfig:
+    """YAML section `data.edit`: the traces' thinking is changed before it is learned from (`jaxdistill.edits`)."""
+
+    kind: Literal[
+        "random_digits", "without_keywords", "shuffled_steps", "deleted_steps", "inserted_steps", "wrong_answer"
+    ]
+    rate: float = 1.0
+    """Share of the digits, keywords or steps that it concerns."""
+    keep_length: bool = True
+    """Of `deleted_steps` and `inserted_steps`: leave the trace as long as it was."""
+    seed: int = 0
+
+    def __post_init__(self):
+        require(0 < self.rate <= 1, f"data.edit.rate is {self.rate}; set a share above 0, and at most 1.")
+
+
+@section
+class TakeConfig:
+    """YAML section `data.take`: which traces are learned from, where it is not simply the kept ones."""
+
+    verdicts: Literal["kept", "unverified", "incorrect"] = "kept"
+    """`unverified`: whether the answer is right does not matter; every other filter does. `incorrect`: wrong ones."""
+    per_problem: int | None = None
+    """At most so many traces a problem: those with the lowest sample numbers."""
+    length: Literal["any", "shortest", "longest"] = "any"
+    """One trace a problem that has several: the one with the fewest or the most characters."""
+
+    def __post_init__(self):
+        require(
+            self.per_problem is None or self.per_problem >= 1,
+            f"data.take.per_problem is {self.per_problem}; take at least one trace a problem.",
+        )
+
+
+@section
 class DataConfig:
     """YAML section `data`: from kept traces to packed rows."""
 
@@ -105,6 +140,14 @@ class DataConfig:
     tasks: tuple[TaskConfig, ...] = ()
     """What is made of every trace; the trace as it is, if empty."""
     pairs: PairsConfig | None = None
+    topk: int | None = None
+    """Keep the teacher's so many likeliest tokens beside each token, for `train.distill.source: stored`; at most
+    `traces.logprobs`. The token that stands there is always among them, and so is the mass of all others."""
+    topk_align: Literal["tokens", "spans"] = "tokens"
+    """`spans`: for a teacher of another tokenizer, whose probabilities are kept where tokens of both begin at one place
+    in the text; an approximation, for `train.distill.divergence: uld`."""
+    take: TakeConfig = TakeConfig()
+    edit: EditConfig | None = None
     workers: int | None = None
     """Processes that tokenize; as many as there are processors, or one for little data, if absent."""
 
@@ -119,6 +162,24 @@ class DataConfig:
         require(
             not self.tasks or self.response == "reasoning",
             "data.tasks says what is learned of a trace; leave data.response at reasoning, and use kind: label.",
+        )
+        require(self.topk is None or self.topk >= 1, f"data.topk is {self.topk}; keep at least 1 token.")
+        require(
+            self.topk is None or self.response == "reasoning",
+            "data.topk with data.response: answer: the teacher's distributions follow from a reasoning that the "
+            "student would not see; set data.topk: null.",
+        )
+        require(
+            self.topk is None or self.edit is None,
+            "data.topk with data.edit: the teacher's distributions belong to the unedited traces; set data.topk: null.",
+        )
+        require(
+            self.topk is None or not self.tasks,
+            "data.topk with data.tasks: the teacher's distributions belong to whole traces; set data.topk: null.",
+        )
+        require(
+            self.pairs is None or self.edit is None,
+            "data.pairs with data.edit: pairs hold the traces as they are; drop one of the two.",
         )
         names = [source.name for source in self.mixture]
         require(len(set(names)) == len(names), f"data.mixture: two sources have the same name ({', '.join(names)}).")

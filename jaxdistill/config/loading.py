@@ -56,10 +56,10 @@ def with_baseline(config: RunConfig, name: str, where: str = "config") -> RunCon
     data = to_dict(config)
     overrides = data.pop("baselines")[name]
     for key, value in overrides.items():
-        if key.split(".")[0] not in {"data", "train", "student", "export"}:
+        if key.split(".")[0] not in {"data", "train", "student", "export", "seed"}:
             raise ValueError(
                 f"{where}: baselines.{name}: {key} cannot differ; a baseline shares problems, traces and verdicts, "
-                "and may differ in data, train, student and export."
+                "and may differ in data, train, student, export and seed."
             )
         _set(data, key, value)
     return _validate(data, f"{where}: baselines.{name}")
@@ -77,7 +77,8 @@ _WITHOUT_EFFECT = {
     "JudgeConfig": {"batch"},
     "TracesConfig": {"batch", "retry_failed"},
     "ServerConfig": {"urls", "start", "api_key_env", "in_flight", "timeout_s", "retries", "backoff_s", "patience_s"},
-    "EvaluateConfig": {"batch"},
+    "EvaluateConfig": {"batch", "server"},
+    "QualityConfig": {"batch"},
     "TrainConfig": {
         "mesh",
         "micro_batches",
@@ -94,6 +95,7 @@ _WITHOUT_EFFECT = {
         "profile",
         "peak_tflops",
     },
+    "DistillConfig": {"replicate"},
     "TrainEvaluateConfig": {"every", "problems", "max_tokens"},
     "ExportConfig": {"port", "serve"},
     "VLLMConfig": {

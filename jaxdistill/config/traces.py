@@ -111,7 +111,15 @@ class TracesConfig:
     seed: int = 0
     logprobs: int = 0
     """Keep the logprobs of so many likeliest tokens at each position: raw, before temperature and top-p. For imported
-    traces `teacher` computes them in vLLM, one prefill each."""
+    traces `teacher` computes them, one prefill each."""
+    logprobs_kind: Literal["top", "random"] = "top"
+    """`random`: so many random draws from the teacher's whole distribution instead of its likeliest tokens; on average,
+    unlike those, they say what all of it says (arXiv:2503.16870). In JAX alone."""
+    logprobs_temperature: float = 1.0
+    """Divides the teacher's logits before `logprobs` are taken, for a `train.distill.temperature` other than 1. In JAX
+    alone."""
+    scorer: Literal["vllm", "jax"] = "vllm"
+    """What computes the logprobs of imported traces."""
     retry_failed: bool = False
     """Draw again what is recorded as failed; of a finished stage, remove `traces/manifest.json` first."""
     batch: int = 256
@@ -133,11 +141,27 @@ class TracesConfig:
                 bool(self.server.urls) or self.server.start > 0,
                 "traces.engine: server needs `traces.server.urls`, or `traces.server.start: 1` to start one here.",
             )
-        require(0 <= self.logprobs <= 20, f"traces.logprobs is {self.logprobs}; vLLM gives 0 to 20 a position.")
-        able = self.engine in ("vllm", "import") or (self.engine == "server" and self.server.api == "completions")
+        self._check_logprobs()
+
+    def _check_logprobs(self):
+        most = 20 if self.engine == "server" else 1024
         require(
-            not self.logprobs or able,
-            "traces.logprobs needs engine vllm, or engine server with server.api: completions; set it to 0 otherwise.",
+            0 <= self.logprobs <= most, f"traces.logprobs is {self.logprobs}; engine {self.engine} gives 0 to {most}."
+        )
+        require(
+            not self.logprobs or self.engine != "server" or self.server.api == "completions",
+            "traces.logprobs needs engine vllm or jax, or engine server with server.api: completions; set it to 0.",
+        )
+        in_jax = self.engine == "jax" or (self.engine == "import" and self.scorer == "jax")
+        T = self.logprobs_temperature
+        require(T > 0, f"traces.logprobs_temperature is {T}; set it above 0.")
+        require(
+            T == 1 or (in_jax and self.logprobs_kind == "top"),
+            "traces.logprobs_temperature other than 1 needs logprobs_kind top, and engine jax or scorer jax.",
+        )
+        require(
+            self.logprobs_kind == "top" or in_jax,
+            "traces.logprobs_kind: random needs engine jax, or engine import with traces.scorer: jax.",
         )
         require(
             not (self.logprobs and self.engine == "import") or self.teacher is not None,

@@ -88,6 +88,76 @@ class ProfileConfig:
 
 
 @section
+class DistillConfig:
+    """YAML section `train.distill`: the student learns the teacher's distributions too, not its tokens alone.
+
+    The loss is `ce_weight` times the cross-entropy plus `weight` times a divergence, token by token, with the regions'
+    weights on both; a token without a distribution of the teacher has the cross-entropy alone. One sum over the batch
+    is divided by the sum of the regions' weights. (Hinton et al. 2015, arXiv:1503.02531; Kim & Rush 2016.)
+    """
+
+    source: Literal["stored", "online"]
+    """`stored`: what `data.topk` keeps beside the tokens, without a teacher. `online`: a teacher on the same mesh."""
+    divergence: Literal[
+        "forward_kl", "reverse_kl", "jsd", "total_variation", "skew_kl", "skew_reverse_kl", "adaptive_kl", "uld"
+    ] = "forward_kl"
+    """Forward is KL(teacher || student); see `losses.divergences`. Stored distributions have the forward KL alone, or
+    `uld`, the approximate one between different tokenizers (`losses.ranks`), with `data.topk_align: spans`."""
+    parameter: float | None = None
+    """Of the divergence: beta of `jsd`, alpha of the skewed ones, mu of `adaptive_kl`; their papers' if absent."""
+    weight: float = 1.0
+    final_weight: float | None = None
+    """What `weight` has become at the last step; it stays as it is if absent."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """The way from `weight` to `final_weight`."""
+    ce_weight: float = 1.0
+    """0 leaves the divergence alone; `1 - weight` makes the mixture that some papers write."""
+    temperature: float = 1.0
+    """Divides both models' logits in the divergence, which then carries temperature**2. Stored distributions have the
+    temperature at which they were taken (`traces.logprobs_temperature`), and no other."""
+    teacher: str | None = None
+    """Online: a Hugging Face folder or repository id; `traces.teacher` if absent."""
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "bfloat16"
+    """Online: how the teacher's parameters are kept."""
+    replicate: bool = False
+    """Online: a whole teacher on every device along `train.mesh.fsdp`, which then has nothing to gather each step."""
+
+    def __post_init__(self):
+        name = "train.distill"
+        for key in ("weight", "ce_weight", "final_weight"):
+            value = getattr(self, key)
+            require(value is None or 0 <= value < float("inf"), f"{name}.{key} is {value}; set 0 or more.")
+        require(
+            self.weight > 0 or (self.final_weight or 0) > 0,
+            f"{name}.weight is 0, so that nothing is distilled; set it above 0, or leave {name} out.",
+        )
+        ends = {self.weight, self.weight if self.final_weight is None else self.final_weight}
+        require(
+            self.ce_weight > 0 or 0 not in ends,
+            f"{name}: ce_weight is 0 and the divergence's weight is 0 at one end, where nothing would be learned; "
+            "raise one of them.",
+        )
+        require(self.temperature > 0, f"{name}.temperature is {self.temperature}; set it above 0.")
+        if self.source == "online":
+            require(self.divergence != "uld", f"{name}.divergence: uld is for source: stored; choose another.")
+            return
+        require(
+            self.divergence in ("forward_kl", "uld"),
+            f"{name}.divergence: {self.divergence} needs the teacher's whole distribution; stored are its likeliest "
+            "tokens, so set forward_kl, or source: online.",
+        )
+        require(
+            self.temperature == 1 or self.divergence == "forward_kl",
+            f"{name}.divergence: {self.divergence} knows no temperature; set 1.",
+        )
+        require(
+            self.teacher is None and self.revision is None,
+            f"{name}.teacher is for source: online; stored distributions are those of the traces' teacher.",
+        )
+
+
+@section
 class TrainConfig:
     """YAML section `train`: the masked sequence loss on packed rows."""
 
@@ -99,6 +169,7 @@ class TrainConfig:
     """A step's rows are taken in this many parts, whose sums are added before the one division."""
     optimizer: OptimizerConfig
     contrastive: ContrastiveConfig | None = None
+    distill: DistillConfig | None = None
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Inputs of matrix products; results, parameters and sums are always fp32."""
     remat: Literal["none", "attention", "dots", "full"] = "none"

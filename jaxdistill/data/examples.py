@@ -27,6 +27,12 @@ class Example:
     trace_id: str
     tokens: Sequence[int] | np.ndarray
     regions: Sequence[int] | np.ndarray
+    topk: np.ndarray | None = None
+    """The teacher's packed distributions beside the tokens, uint8 [T, width], see `data.topk`."""
+    starts: Sequence[int] = ()
+    """Of the response's tokens: how many characters of it stand from their first on, 0 for the eos."""
+    written: str = ""
+    """The response's text."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,7 +80,8 @@ def tokenize(
         closed = written.rfind(CLOSE)
         thinking = bisect.bisect_left(starts, closed + len(CLOSE)) if closed >= 0 else 0
         regions = [PROMPT] * len(prompt) + [THINKING] * thinking + [ANSWER] * (len(ids) - thinking)
-        examples.append(Example(text.trace_id, prompt + ids, regions))
+        left = [len(written) - start for start in starts]
+        examples.append(Example(text.trace_id, prompt + ids, regions, starts=left, written=written))
     return examples
 
 

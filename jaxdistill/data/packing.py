@@ -54,13 +54,18 @@ def best_fit(lengths: Sequence[int] | np.ndarray, row_tokens: int) -> list[list[
 
 
 def fill_row(examples: Sequence[Example], row_tokens: int) -> Row:
-    """One packed row, each array of length T: tokens, regions, segment_ids (from 1; 0 is padding), positions."""
+    """One packed row, each array of length T: tokens, regions, segment_ids (from 1; 0 is padding), positions.
+
+    Where the examples have distributions of a teacher, there is also `topk`, [T, width], with zeros at the padding.
+    """
     row = {
         "tokens": np.zeros(row_tokens, np.int32),
         "regions": np.zeros(row_tokens, np.uint8),
         "segment_ids": np.zeros(row_tokens, np.int32),
         "positions": np.zeros(row_tokens, np.int32),
     }
+    if examples and examples[0].topk is not None:
+        row["topk"] = np.zeros((row_tokens, examples[0].topk.shape[1]), np.uint8)
     start = 0
     for segment, example in enumerate(examples, start=1):
         end = start + len(example.tokens)
@@ -68,6 +73,8 @@ def fill_row(examples: Sequence[Example], row_tokens: int) -> Row:
         row["regions"][start:end] = example.regions
         row["segment_ids"][start:end] = segment
         row["positions"][start:end] = np.arange(end - start)
+        if example.topk is not None:
+            row["topk"][start:end] = example.topk
         start = end
     return row
 

@@ -20,7 +20,19 @@ import pyarrow.parquet as pq
 
 from jaxdistill import hub, progress
 from jaxdistill.config import DataConfig, RunConfig
-from jaxdistill.data import curriculum, packing, pairs, rows, sources, summary, tasks, templates, workers
+from jaxdistill.data import (
+    curriculum,
+    packing,
+    pairs,
+    rows,
+    sources,
+    stored,
+    summary,
+    tasks,
+    templates,
+    topk,
+    workers,
+)
 from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.store import Examples, scratch
 from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_records, write_json
@@ -48,18 +60,20 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     shutil.rmtree(run.tokens, ignore_errors=True)  # of a process that was killed
     taken = sources.select(data, shared)
     prepare_tokenizer(config, run, shared)
-    job = _job(data, run)
+    codec, readers = stored.plan(data, run, taken)
+    job = _job(data, run, codec, stored.teacher_tokenizer(data, readers))
     with scratch(run.tokens, len(sources.sources_of(data))) as store:
         total = sum(len(part.source_of) for part in taken)
-        chunks = workers.chunks_of(tasks.expand(sources.candidates(taken), data.tasks))
+        chunks = workers.chunks_of(tasks.expand(sources.candidates(taken, readers, data.edit), data.tasks))
         number = data.workers or workers.default_workers(part.run.traces for part in taken)
-        done: set[str] = set()
+        done = 0
         with progress.bar("tokenize", total) as update:
             for chunk in workers.tokenized(chunks, job, number):
                 _refuse_overlong(chunk, data)
                 store.add(chunk, data.row_tokens if data.overlong == "drop" else None)
-                done |= {name.partition("#")[0] for name in chunk.ids}
-                update(len(done), f"{number} processes" if number > 1 else "")
+                # of a trace cut into tasks the last part may come with the next chunk
+                done = min(total, done + len({name.partition("#")[0] for name in chunk.ids}))
+                update(done, f"{number} processes" if number > 1 else "")
         if not len(store):
             raise ValueError(
                 f"all {total:,} kept traces were dropped: {store.overlong.total():,} longer than "
@@ -70,8 +84,10 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
             "overlong_dropped": store.overlong.total(),
             "early_eos_dropped": store.ends_early.total(),
         }
+        if codec is not None and readers is not None:
+            counts["topk"] = stored.finish(run, codec, readers, store.covered / int(examples.lengths[:, 1:].sum()))
     if data.tasks:
-        counts["steps"] = tasks.write_steps(run.tokens, sources.candidates(taken))
+        counts["steps"] = tasks.write_steps(run.tokens, sources.candidates(taken, edit=data.edit))
     if data.pairs is not None:
         counts["pairs"] = pairs.write_pairs(data, run, taken, job, counts["row_tokens"])
     left_out = sum((part.left_out for part in taken), start=type(taken[0].left_out)())
@@ -131,7 +147,7 @@ def _texts(data: DataConfig, shared: RunDir) -> Iterator[str]:
                 yield trace.response
 
 
-def _job(data: DataConfig, run: RunDir) -> workers.Job:
+def _job(data: DataConfig, run: RunDir, codec: topk.TopK | None, of_teacher: Path | None) -> workers.Job:
     """How every trace is tokenized; looks at one prompt of each source."""
     tokenizer = load_tokenizer(str(run.tokenizer))
     promptings = []
@@ -140,7 +156,7 @@ def _job(data: DataConfig, run: RunDir) -> workers.Job:
         suffix = data.suffix if source.suffix is None else source.suffix
         ending = templates.check_template(tokenizer, data.response, system, suffix)
         promptings.append(workers.Prompting(system, suffix, ending))
-    return workers.Job(run.tokenizer, data.response, tuple(promptings))
+    return workers.Job(run.tokenizer, data.response, tuple(promptings), codec, of_teacher)
 
 
 def _refuse_overlong(chunk: workers.Chunk, data: DataConfig) -> None:

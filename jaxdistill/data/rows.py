@@ -11,6 +11,8 @@ import numpy as np
 
 from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.packing import Row
+from jaxdistill.data.topk import FILE as TOPK
+from jaxdistill.data.topk import TopK
 
 FIELDS: dict[str, Any] = {"tokens": np.int32, "regions": np.uint8, "segment_ids": np.int32, "positions": np.int32}
 FILE = "rows.arrayrecord"
@@ -19,13 +21,18 @@ ORDER = "order.json"
 
 
 def encode_row(row: Row) -> bytes:
-    """The arrays one after the other, in the order of `FIELDS`, little-endian."""
-    return b"".join(np.ascontiguousarray(row[name], dtype).tobytes() for name, dtype in FIELDS.items())
+    """The arrays one after the other, in the order of `FIELDS`, little-endian, then `topk` if it is there."""
+    arrays = b"".join(np.ascontiguousarray(row[name], dtype).tobytes() for name, dtype in FIELDS.items())
+    return arrays + (row["topk"].tobytes() if "topk" in row else b"")
 
 
-def decode_row(data: bytes) -> Row:
-    """Inverse of `encode_row`; the row's length follows from the size."""
-    width = sum(np.dtype(t).itemsize for t in FIELDS.values())
+def decode_row(data: bytes, topk: int = 0) -> Row:
+    """Inverse of `encode_row`; the row's length follows from the size.
+
+    Args:
+      topk: bytes that the teacher's distribution takes beside each token; 0 if there is none.
+    """
+    width = sum(np.dtype(t).itemsize for t in FIELDS.values()) + topk
     length, rest = divmod(len(data), width)
     if rest:
         raise ValueError(f"a packed row of {len(data)} bytes is no multiple of {width}; another version wrote it.")
@@ -33,6 +40,8 @@ def decode_row(data: bytes) -> Row:
     for name, dtype in FIELDS.items():
         row[name] = np.frombuffer(data, dtype, count=length, offset=at)
         at += length * np.dtype(dtype).itemsize
+    if topk:
+        row["topk"] = np.frombuffer(data, np.uint8, offset=at).reshape(length, topk)
     return row
 
 
@@ -63,7 +72,14 @@ class Batches:
         if not len(source):
             raise ValueError(f"{folder}: no packed rows; were all traces rejected? See the verdicts.")
         self.rows, self.batch_rows = len(source), batch_rows
-        self.row_tokens = len(decode_row(source[0])["tokens"])
+        self.topk: TopK | None = None
+        """How the teacher's distributions lie beside the tokens, if they do."""
+        self.topk_origin: dict[str, Any] = {}
+        if (folder / TOPK).is_file():
+            found = json.loads((folder / TOPK).read_text())
+            self.topk, self.topk_origin = TopK.from_dict(found["codec"]), found
+        self._width = self.topk.width if self.topk else 0
+        self.row_tokens = len(decode_row(source[0], self._width)["tokens"])
         self.layout = Layout((Group(0, 0, 0, self.rows),))
         if (folder / ORDER).is_file():
             self.layout = Layout.from_dict(json.loads((folder / ORDER).read_text()))
@@ -74,7 +90,7 @@ class Batches:
 
     def stored_row(self, row: int) -> Row:
         """Row `row` as it lies on disk, whatever the order of training."""
-        return decode_row(self._source[row])
+        return decode_row(self._source[row], self._width)
 
     def row_numbers(self, step: int, rows: slice = slice(None)) -> list[int]:
         """Which stored rows batch `step` has, or some of its rows."""

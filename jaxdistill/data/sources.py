@@ -12,19 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxdistill.config import DataConfig, SourceConfig
+from jaxdistill.config import DataConfig, EditConfig, SourceConfig, TakeConfig
+from jaxdistill.data import selection
 from jaxdistill.data.examples import Text
+from jaxdistill.data.selection import VerdictText
+from jaxdistill.data.teacher import Drawn, Reader
 from jaxdistill.records import RunDir, read_manifest, read_records
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictText:
-    """The columns of a `records.Verdict` that say what is taken."""
-
-    trace_id: str
-    problem_id: str
-    outcome: str
-    kept: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +28,16 @@ class TraceText:
     problem_id: str
     response: str
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class TraceTokens(TraceText):
+    """What is looked at beside it where the teacher's distributions are kept."""
+
+    engine: str
+    teacher: str
+    revision: str
+    output_ids: list[int]
 
 
 class Problems:
@@ -84,6 +87,7 @@ class Candidate:
     source: int
     domain: str
     pass_rate: float
+    drawn: Drawn | None = None
 
 
 def sources_of(data: DataConfig) -> tuple[SourceConfig, ...]:
@@ -110,11 +114,11 @@ def select(data: DataConfig, shared: RunDir) -> list[Taken]:
         run = run_of(next(iter(mine.values())), shared)
         if folder != shared.root.resolve() and read_manifest(run.verdicts) is None:
             raise ValueError(f"data.mixture: {run.root} has no finished verdicts; run `jaxdistill verify` on it first.")
-        taken.append(_select_of_run(run, mine))
+        taken.append(_select_of_run(run, mine, data.take))
     return taken
 
 
-def _select_of_run(run: RunDir, sources: dict[int, SourceConfig]) -> Taken:
+def _select_of_run(run: RunDir, sources: dict[int, SourceConfig], take: TakeConfig) -> Taken:
     taken = Taken(run, Problems(run.problems))
     wants = {domain: [k for k in sources if domain in sources[k].domains] for domain in taken.problems.domains}
     everything = [k for k in sources if not sources[k].domains]
@@ -123,10 +127,11 @@ def _select_of_run(run: RunDir, sources: dict[int, SourceConfig]) -> Taken:
             if domain not in wants:
                 raise ValueError(_unknown_domain(source.name, domain, run.problems, taken.problems.domains))
     kept = 0
+    chosen = selection.limited(run, take, read_records(run.verdicts, VerdictText))
     for verdict in read_records(run.verdicts, VerdictText):
         taken.samples[verdict.problem_id] += 1
         taken.correct[verdict.problem_id] += verdict.outcome == "correct"
-        if not verdict.kept:
+        if not selection.wants(verdict, take) or (chosen is not None and verdict.trace_id not in chosen):
             continue
         kept += 1
         if verdict.problem_id not in taken.problems.index:
@@ -147,6 +152,8 @@ def _select_of_run(run: RunDir, sources: dict[int, SourceConfig]) -> Taken:
         else:
             taken.left_out[domain] += 1
     if not kept:
+        if take != TakeConfig():
+            raise ValueError(f"{run.verdicts}: no trace is what data.take asks for ({take.verdicts}); take others.")
         raise ValueError(
             f"{run.verdicts}: not one trace was kept, so there is nothing to train on; the verdicts say why."
         )
@@ -173,26 +180,33 @@ def _unknown_domain(source: str, domain: str, folder: Path, known: list[str]) ->
     return f"data.mixture: {source} wants the domain {domain}, which no problem of {folder} has; {hint}"
 
 
-def candidates(taken: list[Taken]) -> Iterator[Candidate]:
-    """Every kept trace that a source wants, in the order of the runs and of their files.
+def candidates(
+    taken: list[Taken], readers: list[Reader] | None = None, edit: EditConfig | None = None
+) -> Iterator[Candidate]:
+    """Every kept trace that a source wants, edited if so asked, in the order of the runs and of their files.
 
+    Args:
+      readers: of the teacher's distributions, one a run, where they are kept.
     Raises:
-      ValueError: a trace that is there twice, or not at all.
+      ValueError: a trace that is there twice, or not at all, or whose distributions are not its own.
     """
-    for part in taken:
+    donors = selection.donors(((part.run.traces, part.source_of) for part in taken), edit)
+    for number, part in enumerate(taken):
         seen: set[str] = set()
-        for trace in read_records(part.run.traces, TraceText):
+        for trace in read_records(part.run.traces, TraceText if readers is None else TraceTokens):
             source = part.source_of.get(trace.id)
             if source is None:
                 continue
             if trace.id in seen:
                 raise ValueError(f"{part.run.traces}: two traces have the id {trace.id}; collect them again.")
             seen.add(trace.id)
+            response, content = selection.edited(trace.id, trace.response, trace.content, edit, donors)
             yield Candidate(
-                Text(trace.id, part.problems.prompt(trace.problem_id), trace.response, trace.content),
+                Text(trace.id, part.problems.prompt(trace.problem_id), response, content),
                 source,
                 part.problems.domain(trace.problem_id),
                 part.correct[trace.problem_id] / part.samples[trace.problem_id],
+                None if readers is None else readers[number].of(trace),
             )
         missing = part.source_of.keys() - seen
         if missing:

@@ -13,14 +13,20 @@ import numpy as np
 from jaxdistill.data.examples import ANSWER, PROMPT, THINKING, Example
 from jaxdistill.data.workers import Chunk
 
-TOKENS = "tokens.bin"
+TOKENS, TOPK = "tokens.bin", "topk.bin"
 
 
 class Store:
     """Examples by number. Memory grows by some hundred bytes an example, whatever its length."""
 
-    def __init__(self, file: BinaryIO, sources: int):
-        self._file = file
+    def __init__(self, file: BinaryIO, sources: int, beside: BinaryIO):
+        """
+        Args:
+          beside: for what is stored beside the tokens, if anything is.
+        """
+        self._file, self._beside = file, beside
+        self.covered = 0
+        """Response tokens that have a distribution of the teacher."""
         self._chunks: list[Chunk] = []
         self.overlong: Counter[int] = Counter()
         """Source -> examples that were dropped for their length."""
@@ -42,6 +48,9 @@ class Store:
         keep = ~(over | early)
         tokens = chunk.tokens[np.repeat(keep, lengths)]
         self._file.write(tokens.tobytes())
+        if chunk.topk is not None and chunk.covered is not None:
+            self._beside.write(chunk.topk[np.repeat(keep, lengths)].tobytes())
+            self.covered += int(chunk.covered[keep].sum())
         self._chunks.append(
             Chunk(
                 ids=[name for name, k in zip(chunk.ids, keep, strict=True) if k],
@@ -61,9 +70,11 @@ class Store:
     def finish(self) -> Examples:
         """Everything that was added, to be read."""
         self._file.flush()
+        self._beside.flush()
         chunks = self._chunks
         return Examples(
             Path(self._file.name),
+            Path(self._beside.name),
             ids=[name for c in chunks for name in c.ids],
             domains=[name for c in chunks for name in c.domains],
             sources=np.concatenate([c.sources for c in chunks]),
@@ -80,6 +91,7 @@ class Examples:
     def __init__(
         self,
         path: Path,
+        beside: Path,
         *,
         ids: list[str],
         domains: list[str],
@@ -94,23 +106,26 @@ class Examples:
         self.totals = lengths.sum(1, dtype=np.int64)
         self._ends = np.cumsum(self.totals)
         self._tokens = np.memmap(path, np.int32, mode="r")
+        size, total = beside.stat().st_size, int(self._ends[-1])
+        self._topk = np.memmap(beside, np.uint8, mode="r", shape=(total, size // total)) if size else None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def example(self, i: int) -> Example:
         end = int(self._ends[i])
+        where = slice(end - int(self.totals[i]), end)
         regions = np.repeat(np.array([PROMPT, THINKING, ANSWER], np.uint8), self.lengths[i])
-        return Example(self.ids[i], self._tokens[end - int(self.totals[i]) : end], regions)
+        return Example(self.ids[i], self._tokens[where], regions, None if self._topk is None else self._topk[where])
 
 
 @contextlib.contextmanager
 def scratch(folder: Path, sources: int) -> Iterator[Store]:
-    """A store whose file is removed at the end."""
+    """A store whose files are removed at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / TOKENS
     try:
-        with open(path, "wb") as file:
-            yield Store(file, sources)
+        with open(folder / TOKENS, "wb") as file, open(folder / TOPK, "wb") as beside:
+            yield Store(file, sources, beside)
     finally:
-        path.unlink(missing_ok=True)
+        for name in (TOKENS, TOPK):
+            (folder / name).unlink(missing_ok=True)

@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 
 from jaxdistill.data.examples import ANSWER, PROMPT, THINKING, count_steps, tokenize
 from jaxdistill.data.sources import Candidate
+from jaxdistill.data.teacher import Beside, rows_beside
 from jaxdistill.data.templates import Ending
+from jaxdistill.data.topk import TopK
 from jaxdistill.tokenization import load_tokenizer
 
 if TYPE_CHECKING:
@@ -52,6 +54,16 @@ class Job:
     response: Literal["reasoning", "answer"]
     promptings: tuple[Prompting, ...]
     """One a source."""
+    topk: TopK | None = None
+    """How the teacher's distributions are kept, if they are."""
+    teacher: Path | None = None
+    """Its tokenizer, where it is not the student's."""
+
+    def beside(self) -> Beside | None:
+        """How they come beside the tokens; loads the teacher's tokenizer."""
+        if self.topk is None:
+            return None
+        return Beside(self.topk, load_tokenizer(str(self.teacher)) if self.teacher else None)
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,10 @@ class Chunk:
     steps: np.ndarray
     ends_early: np.ndarray
     """Whether the eos also stands inside the response."""
+    topk: np.ndarray | None = None
+    """Of all tokens, the teacher's packed distributions beside them: uint8, see `data.topk`."""
+    covered: np.ndarray | None = None
+    """[N]: response tokens that have one."""
 
 
 def chunks_of(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
@@ -85,7 +101,9 @@ def chunks_of(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
         yield chunk
 
 
-def tokenize_chunk(tokenizer: PreTrainedTokenizerBase, job: Job, chunk: Sequence[Candidate]) -> Chunk:
+def tokenize_chunk(
+    tokenizer: PreTrainedTokenizerBase, job: Job, chunk: Sequence[Candidate], beside: Beside | None = None
+) -> Chunk:
     """Tokenizes one chunk; pure."""
     examples = {}
     for source in sorted({c.source for c in chunk}):
@@ -104,6 +122,14 @@ def tokenize_chunk(tokenizer: PreTrainedTokenizerBase, job: Job, chunk: Sequence
     regions = [np.bincount(np.asarray(examples[i].regions), minlength=3) for i in range(len(chunk))]
     lengths = np.stack(regions)[:, [PROMPT, THINKING, ANSWER]].astype(np.int32)
     eos = tokenizer.eos_token_id
+    packed = covered = None
+    if beside is not None:
+        parts = [
+            rows_beside(examples[i], c.text.response, tokenizer, c.drawn, beside)
+            for i, c in enumerate(chunk)
+            if c.drawn is not None
+        ]
+        packed, covered = np.concatenate(parts), np.array([part.any(1).sum() for part in parts])
     return Chunk(
         ids=[c.text.trace_id for c in chunk],
         sources=np.array([c.source for c in chunk], np.int32),
@@ -113,6 +139,8 @@ def tokenize_chunk(tokenizer: PreTrainedTokenizerBase, job: Job, chunk: Sequence
         lengths=lengths,
         steps=np.array([count_steps(c.text.response, c.text.content) for c in chunk], np.int32),
         ends_early=np.array([bool((t[n:-1] == eos).any()) for t, n in zip(tokens, lengths[:, 0], strict=True)]),
+        topk=packed,
+        covered=covered,
     )
 
 
@@ -134,8 +162,8 @@ def tokenized(chunks: Iterable[list[Candidate]], job: Job, workers: int) -> Iter
       ValueError: a trace that cannot be tokenized, or a process that died.
     """
     if workers == 1:
-        tokenizer = load_tokenizer(str(job.tokenizer))
-        yield from (tokenize_chunk(tokenizer, job, chunk) for chunk in chunks)
+        tokenizer, beside = load_tokenizer(str(job.tokenizer)), job.beside()
+        yield from (tokenize_chunk(tokenizer, job, chunk, beside) for chunk in chunks)
         return
     waiting = iter(chunks)
     context = multiprocessing.get_context("spawn")
@@ -157,7 +185,7 @@ def tokenized(chunks: Iterable[list[Candidate]], job: Job, workers: int) -> Iter
 
 # ------------------------------------------------------------------------------------- in a worker's process
 
-_state: tuple[PreTrainedTokenizerBase, Job] | None = None
+_state: tuple[PreTrainedTokenizerBase, Job, Beside | None] | None = None
 
 
 def _start(job: Job) -> None:
@@ -165,7 +193,7 @@ def _start(job: Job) -> None:
     global _state
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _state = load_tokenizer(str(job.tokenizer)), job
+    _state = load_tokenizer(str(job.tokenizer)), job, job.beside()
 
 
 def _die_with_parent() -> None:
@@ -178,4 +206,5 @@ def _die_with_parent() -> None:
 
 def _work(chunk: list[Candidate]) -> Chunk:
     assert _state is not None
-    return tokenize_chunk(*_state, chunk)
+    tokenizer, job, beside = _state
+    return tokenize_chunk(tokenizer, job, chunk, beside)

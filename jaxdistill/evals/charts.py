@@ -47,9 +47,16 @@ def series_colour(n: int) -> int:
 
 
 def line_chart(
-    name: str, title: str, curves: Sequence[Curve], *, x_label: str, y_label: str, smooth: bool = False
+    name: str,
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    x_label: str,
+    y_label: str,
+    smooth: bool = False,
+    logarithmic: bool = True,
 ) -> str:
-    """Curves over one pair of axes; the y axis is logarithmic where positive values span more than a factor of 20.
+    """Curves over one pair of axes; the y axis is logarithmic where it may be and positive values span a factor of 20.
 
     Args:
       name: prefix of the SVG's ids, unique on the page.
@@ -67,7 +74,7 @@ def line_chart(
             x, y, color=colour, linewidth=1.8, solid_capstyle="round", marker="o" if len(x) == 1 else "", zorder=above
         )
     values = [v for c in curves for v in c.y if math.isfinite(v)]
-    if values and min(values) > 0 and max(values) / min(values) > 20:
+    if logarithmic and values and min(values) > 0 and max(values) / min(values) > 20:
         _log_axis(axes)
     elif values and min(values) >= 0:
         axes.set_ylim(bottom=0)
@@ -99,6 +106,32 @@ def histogram(name: str, title: str, kept: Sequence[int], rejected: Sequence[int
     )
     axes.set_xlabel(x_label)
     axes.set_ylabel("traces")
+    return _svg(figure, name, title)
+
+
+def bar_chart(
+    name: str,
+    title: str,
+    labels: Sequence[str],
+    series: Sequence[tuple[int, Sequence[float]]],
+    *,
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Groups of bars side by side, one group a label.
+
+    Args:
+      series: a `--series-N` colour and as many values as there are labels.
+    """
+    figure, axes = _axes()
+    width = 0.86 / len(series)
+    for n, (colour, values) in enumerate(series):
+        places = [i - 0.43 + width * (n + 0.5) for i in range(len(labels))]
+        axes.bar(places, values, width=width * 0.92, color=f"#0600{colour:02x}", linewidth=0)
+    shown = [i for i in range(len(labels)) if i % math.ceil(len(labels) / 8) == 0]
+    axes.set_xticks(shown, [labels[i] for i in shown])
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     return _svg(figure, name, title)
 
 

@@ -1,117 +1,142 @@
-"""Stage `evaluate`: teacher, student and baselines answer the same held-out problems, and the verifier marks them.
+"""Stage `evaluate`: teacher, student and baselines answer the same problems, and the verifier marks them.
 
-Each model has a folder of its own below `evaluation/`: `scores.parquet` and `model.json` (what was asked of which
-checkpoint, and how long it took), which appear together. A model whose folder answers the question that is asked now is
-not sampled again.
+The held-out problems come first, then the benchmarks. Each model has a folder of its own below `evaluation/`, and below
+`evaluation/benchmarks/NAME/`: `scores.parquet` and `model.json` (what was asked of which checkpoint, and how long it
+took), which appear together. A model whose folder answers the question that is asked now is not sampled again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import json
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxdistill import config as configuration
 from jaxdistill import hub, tokenization
-from jaxdistill.config import EvaluateConfig, RunConfig
-from jaxdistill.evals import statistics
-from jaxdistill.progress import bar, say
+from jaxdistill.config import EvaluateConfig, QualityConfig, RunConfig
+from jaxdistill.evals import benchmarks, sampling, scoring, summary
+from jaxdistill.evals.benchmarks import Item
+from jaxdistill.evals.sampling import Response, TestSet
+from jaxdistill.evals.subjects import Subject, find_subjects, tokenizer_of
+from jaxdistill.progress import say
 from jaxdistill.records import Problem, RunDir, Score, atomic_folder, read_records, write_json, write_records
-from jaxdistill.traces import engines
-from jaxdistill.verify import check_math
+from jaxdistill.verify import Check
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from jaxdistill.evals.reading import Reader
 
 SCORES = "scores.parquet"
 MODEL = "model.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A model to be evaluated, and the prompt that it is used to."""
-
-    name: str
-    checkpoint: Path
-    system: str | None
-    suffix: str
+FAITHFULNESS = "faithfulness.json"
+BENCHMARKS = "benchmarks"
+HELDOUT = "heldout"
+ASKED = ("engine", "samples", "temperature", "top_p", "max_tokens", "seed", "vllm")
 
 
 def evaluate(config: RunConfig, run: RunDir) -> dict[str, Any]:
-    """Scores every model of `evaluate.models` on `problems/heldout`.
+    """Scores every model of `evaluate.models` on `problems/heldout` and on the benchmarks.
 
     Returns:
-      Counts: `heldout`, `samples` a problem, `seconds` of sampling, `models` (see `summarise`), `compared` (the student
-      against each other model: wins, losses, ties, p), and `skipped` (which models were left out, and why).
+      Counts: `heldout`, `samples` a problem, `seconds` of sampling, `models` (see `summary.summarise`), `compared` (the
+      student against each other model, see `summary.compare`), `skipped` (which models were left out, and why), and
+      `benchmarks`: name -> `title`, `problems`, `samples`, `in_training`, `models` and `compared` of each.
     Raises:
-      ValueError: no `evaluate` section, no held-out problems, a checkpoint that is not there or cannot be run.
+      ValueError: no `evaluate` section, no problems, a checkpoint that is not there or cannot be run.
     """
     settings = config.evaluate
     if settings is None:
         raise ValueError(f"{config.name}: no section `evaluate`; add one with the held-out `problems`.")
-    problems = list(read_records(run.problems / "heldout", Problem))
+    sets = find_sets(config, run)
     subjects, skipped = find_subjects(config, run)
-    models, outcomes = {}, {}
     for subject in subjects:
-        folder = run.evaluation / subject.name
-        asked = _question(subject, problems, settings)
-        if not _is_answered(folder, asked):
-            _score(subject, problems, settings, folder, asked)
-        scores = list(read_records(folder, Score))
-        measured = json.loads((folder / MODEL).read_text())
-        outcomes[subject.name] = correct_by_problem(scores)
-        models[subject.name] = summarise(scores, measured["seconds"]) | {"checkpoint": str(subject.checkpoint)}
-    compared = {}
-    if "student" in outcomes:
-        others = (name for name in outcomes if name != "student")
-        compared = {
-            name: dataclasses.asdict(statistics.compare(outcomes["student"], outcomes[name])) for name in others
-        }
-    for line in table(models):
-        say(line)
+        _answer(subject, sets, config)
+    found = {each.name: _report(each, subjects, settings) for each in sets}
+    for each in sets:
+        if each.name != HELDOUT:
+            found[each.name]["in_training"] = benchmarks.overlap(each.items, _training(run))
+        _tell(each, found[each.name])
     for name, reason in skipped.items():
         say(f"  {name}: skipped, {reason}")
+    main = found.pop(HELDOUT, {"problems": 0, "models": {}, "compared": {}})
+    everything = [main, *found.values()]
     return {
-        "heldout": len(problems),
-        "samples": settings.samples,
-        "seconds": sum(m["seconds"] for m in models.values()),
-        "models": models,
-        "compared": compared,
+        "heldout": main["problems"],
+        "samples": settings.samples * settings.seeds,
+        "seconds": sum(m["seconds"] for part in everything for m in part["models"].values()),
+        "models": main["models"],
+        "compared": main["compared"],
         "skipped": skipped,
+        "benchmarks": found,
     }
 
 
-def find_subjects(config: RunConfig, run: RunDir) -> tuple[list[Subject], dict[str, str]]:
-    """The models that `evaluate.models` names, in its order, and the names that are left out with their reasons."""
-    assert config.evaluate is not None
-    subjects, skipped = [], {}
-    for name in dict.fromkeys(config.evaluate.models):
-        if name == "teacher":
-            traces = config.traces
-            if traces.teacher is None:
-                skipped[name] = "the traces were imported and `traces.teacher` names no model"
-                continue
-            subjects.append(Subject(name, hub.fetch(traces.teacher, traces.revision), traces.system, traces.suffix))
-        elif name == "student":
-            subjects.append(_student(name, config, run))
-        else:
-            subjects += [_student(b, configuration.with_baseline(config, b), run.baseline(b)) for b in config.baselines]
-    return subjects, skipped
+def find_sets(config: RunConfig, run: RunDir) -> list[TestSet]:
+    """The held-out problems and the benchmarks; the benchmarks' questions are written below `evaluation/benchmarks`."""
+    settings = config.evaluate
+    assert settings is not None
+    sets = []
+    if settings.problems is not None:
+        problems = read_records(run.problems / HELDOUT, Problem)
+        items = [Item(problem, scoring.scorer_of(problem.tests)) for problem in problems]
+        drawing = sampling.drawing_of(settings)
+        sets.append(TestSet(HELDOUT, "held-out problems", items, drawing, run.evaluation))
+    for benchmark in settings.benchmarks:
+        items = benchmarks.load(benchmark)
+        folder = run.evaluation / BENCHMARKS / benchmark.name
+        write_records(folder / "problems" / "problems.parquet", Problem, (item.problem for item in items))
+        title = benchmarks.describe(benchmark).title
+        sets.append(TestSet(benchmark.name, title, items, sampling.drawing_of(settings, benchmark), folder))
+    return sets
 
 
-def _student(name: str, config: RunConfig, run: RunDir) -> Subject:
-    if not run.export.is_dir():
-        raise ValueError(f"{run.export}: no export of {name} to evaluate; run the stage `export` first.")
-    return Subject(name, hub.fetch(str(run.export.resolve())), config.data.system, config.data.suffix)
+def _training(run: RunDir) -> Iterator[str]:
+    if any(run.problems.glob("*.parquet")):
+        for problem in read_records(run.problems, Problem):
+            yield problem.prompt
 
 
-def _question(subject: Subject, problems: list[Problem], settings: EvaluateConfig) -> str:
+# ------------------------------------------------------------------------------------------------ one model
+
+
+def _answer(subject: Subject, sets: list[TestSet], config: RunConfig) -> None:
+    """Samples and marks whatever this model has not answered yet."""
+    settings = config.evaluate
+    assert settings is not None
+    tokenizer = tokenizer_of(subject)
+    asked = {each.name: _question(subject, each, settings) for each in sets}
+    todo = [each for each in sets if not _is_answered(each.folder / subject.name, asked[each.name])]
+    drawn = sampling.draw(subject, tokenizer, todo, settings) if todo else {}
+    reader = _Lazy(subject, settings.quality)
+    with scoring.Marker(config.verify.code, workers=config.verify.workers) as marker:
+        for each in todo:
+            responses, seconds = drawn[each.name]
+            scores = _mark(subject.name, responses, marker)
+            if settings.best_of == "likelihood" and each.drawing.total > 1:
+                prompts = _prompts(subject, tokenizer, each.items)
+                scores = _with_likelihood(reader, scores, responses, prompts)
+            with atomic_folder(each.folder / subject.name) as temporary:
+                write_records(temporary / SCORES, Score, scores)
+                facts = {"asked": asked[each.name], "checkpoint": str(subject.checkpoint), "seconds": seconds}
+                write_json(temporary / MODEL, facts)
+    held = next((each for each in sets if each.name == HELDOUT), None)
+    if held is not None and settings.quality is not None and settings.quality.problems:
+        _probe(subject, held, tokenizer, reader, settings.quality, asked[HELDOUT])
+
+
+def _question(subject: Subject, each: TestSet, settings: EvaluateConfig) -> str:
     """A fingerprint of all that the scores depend on; which other models are evaluated is not part of it."""
-    asked = configuration.to_dict(settings)
-    for other in ("models", "problems", "batch"):
-        del asked[other]
-    held = [[p.id, p.prompt, p.answer] for p in problems]
+    section = configuration.to_dict(settings)
+    drawing = dataclasses.asdict(each.drawing)
+    asked = {key: drawing.get(key, section[key]) for key in ASKED}
+    if each.drawing.seeds > 1:
+        asked["seeds"] = each.drawing.seeds
+    if settings.best_of != "none":
+        asked["best_of"] = settings.best_of
+    held = [[i.problem.id, i.problem.prompt, i.problem.answer, i.problem.tests, i.extra] for i in each.items]
     return configuration.fingerprint(asked, held, hub.revision_of(subject.checkpoint), subject.system, subject.suffix)
 
 
@@ -120,138 +145,120 @@ def _is_answered(folder: Path, asked: str) -> bool:
     return (folder / MODEL).is_file() and json.loads((folder / MODEL).read_text())["asked"] == asked
 
 
-def _score(subject: Subject, problems: list[Problem], settings: EvaluateConfig, folder: Path, asked: str) -> None:
-    """Samples one model, marks its responses and writes its folder."""
-    tokenizer = tokenization.load_tokenizer(str(subject.checkpoint))
-    texts = [problem.prompt for problem in problems]
-    prompts = tokenization.render_prompts(tokenizer, texts, system=subject.system, suffix=subject.suffix)
-    requests, origin = [], {}
-    for problem, prompt_ids in zip(problems, prompts, strict=True):
-        for sample in range(settings.samples):
-            request = engines.Request(f"{problem.id}/{sample}", prompt_ids, _seed(settings.seed, problem.id, sample))
-            requests.append(request)
-            origin[request.id] = (problem, sample)
-    sampling = engines.Sampling(
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_tokens=settings.max_tokens,
-        stop_ids=tokenization.stop_ids(subject.checkpoint, tokenizer),
-    )
-    completions, seconds = _sample(subject, requests, sampling, settings)
+def _mark(model: str, responses: list[Response], marker: scoring.Marker) -> list[Score]:
+    """Responses with their verdicts; what was cut off or failed is undecided, whatever stands in it."""
+    whole = [response for response in responses if response.completion.finish_reason == "stop"]
+    checks = dict(zip(map(id, whole), marker.mark([(r.text, r.item) for r in whole]), strict=True))
     scores = []
-    for request in requests:
-        problem, sample = origin[request.id]
-        completion = completions[request.id]
-        response = tokenization.decode_response(tokenizer, completion.output_ids)
-        scores.append(_mark(subject.name, problem, sample, response, completion))
-    with atomic_folder(folder) as temporary:
-        write_records(temporary / SCORES, Score, scores)
-        write_json(temporary / MODEL, {"asked": asked, "checkpoint": str(subject.checkpoint), "seconds": seconds})
+    for response in responses:
+        completion = response.completion
+        check = checks.get(id(response)) or Check("undecided", None, completion.error or "truncated", "")
+        scores.append(
+            Score(
+                model=model,
+                problem_id=response.item.problem.id,
+                sample=response.sample,
+                response=response.text,
+                output_tokens=completion.output_tokens,
+                finish_reason=completion.finish_reason,
+                outcome=check.outcome,
+                reason=check.reason,
+                extracted=check.extracted,
+            )
+        )
+    return scores
 
 
-def _sample(
-    subject: Subject, requests: list[engines.Request], sampling: engines.Sampling, settings: EvaluateConfig
-) -> tuple[dict[str, engines.Completion], float]:
-    """All completions by request id, and the seconds from the loaded model to the last of them."""
-    started = time.monotonic()
-
-    def ready() -> None:
-        nonlocal started
-        started = time.monotonic()
-
-    found: dict[str, engines.Completion] = {}
-    tokens = 0
-    completions = engines.generate(
-        settings.engine,
-        subject.checkpoint,
-        requests,
-        sampling,
-        vllm=settings.vllm,
-        batch=settings.batch,
-        ready=ready,
-    )
-    with bar(subject.name, len(requests)) as update, contextlib.closing(completions):
-        for completion in completions:
-            found[completion.id] = completion
-            tokens += len(completion.output_ids)
-            update(len(found), f"{tokens / max(time.monotonic() - started, 1e-9):,.0f} tokens/s")
-    seconds = time.monotonic() - started
-    assert len(found) == len(requests), f"{len(found)} completions of {len(requests)} requests"
-    return found, seconds
+# ---------------------------------------------------------------------------- what the JAX model reads again
 
 
-def _seed(seed: int, problem_id: str, sample: int) -> int:
-    """One seed a sample, in 0..2**31-1, that no other problem or sample number changes."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{problem_id}/{sample}".encode()).digest()[:4]) >> 1
+class _Lazy:
+    """The model that reads, loaded when it is needed first."""
+
+    def __init__(self, subject: Subject, settings: QualityConfig | None):
+        self._subject, self._settings = subject, settings or QualityConfig()
+        self._reader: Reader | None = None
+
+    def __call__(self) -> Reader:
+        if self._reader is None:
+            from jaxdistill.evals.reading import Reader
+
+            self._reader = Reader(self._subject.checkpoint, self._settings.batch)
+        return self._reader
 
 
-def _mark(model: str, problem: Problem, sample: int, response: str, completion: engines.Completion) -> Score:
-    """One response with its verdict; what was cut off or failed is undecided, whatever stands in it."""
-    outcome, reason, extracted = "undecided", "", None
-    if completion.error is not None:
-        reason = completion.error
-    elif completion.finish_reason == "length":
-        reason = "truncated"
-    elif not problem.answer:
-        reason = "no gold answer"
-    else:
-        verdict = check_math(response, problem.answer)
-        outcome, reason, extracted = verdict.outcome, verdict.reason, verdict.extracted
-    return Score(
-        model=model,
-        problem_id=problem.id,
-        sample=sample,
-        response=response,
-        output_tokens=len(completion.output_ids),
-        finish_reason=completion.finish_reason,
-        outcome=outcome,
-        reason=reason,
-        extracted=extracted,
-    )
-
-
-def correct_by_problem(scores: list[Score]) -> dict[str, list[bool]]:
-    """Problem id -> whether each of its samples is correct; undecided is not correct."""
-    found: dict[str, list[bool]] = {}
-    for score in scores:
-        found.setdefault(score.problem_id, []).append(score.outcome == "correct")
+def _prompts(subject: Subject, tokenizer: PreTrainedTokenizerBase, items: list[Item]) -> dict[str, list[int]]:
+    found = {}
+    for item in items:
+        suffix = subject.suffix if item.scorer == "math" else ""
+        prompt = item.problem.prompt
+        found[item.problem.id] = tokenization.render_prompt(tokenizer, prompt, system=subject.system, suffix=suffix)
     return found
 
 
-def summarise(scores: list[Score], seconds: float) -> dict[str, Any]:
-    """What the manifest, the table and the report say of one model.
+def _with_likelihood(
+    reader: _Lazy, scores: list[Score], responses: list[Response], prompts: dict[str, list[int]]
+) -> list[Score]:
+    """Every response's mean logprob a token; what has no tokens is the least likely."""
+    some = [i for i, response in enumerate(responses) if response.completion.output_ids]
+    pairs = [(prompts[responses[i].item.problem.id], responses[i].completion.output_ids) for i in some]
+    read = dict(zip(some, (reading.mean for reading in reader().read(pairs)), strict=True))
+    return [dataclasses.replace(score, likelihood=read.get(i, -1e9)) for i, score in enumerate(scores)]
 
-    Returns:
-      `problems`; `correct`, `incorrect`, `undecided`, `truncated` (responses); `accuracy` with its 95% interval `low`,
-      `high`; `mean_output_tokens`; `seconds` and `tokens_per_second` of sampling, loading the model left out.
-    """
-    by_problem = correct_by_problem(scores)
-    found = statistics.accuracy(by_problem)
-    tokens = sum(score.output_tokens for score in scores)
+
+def _probe(
+    subject: Subject,
+    held: TestSet,
+    tokenizer: PreTrainedTokenizerBase,
+    reader: _Lazy,
+    settings: QualityConfig,
+    asked: str,
+) -> None:
+    """Writes `faithfulness.json` beside the scores, unless it is there for the same scores and settings."""
+    from jaxdistill.evals import faithfulness
+
+    folder = held.folder / subject.name
+    wanted = configuration.fingerprint(asked, settings.problems, settings.seed)
+    path = folder / FAITHFULNESS
+    if path.is_file() and json.loads(path.read_text())["asked"] == wanted:
+        return
+    scores = list(read_records(folder, Score))
+    prompts = _prompts(subject, tokenizer, held.items)
+    found = faithfulness.probe(reader(), tokenizer, prompts, scores, limit=settings.problems, seed=settings.seed)
+    write_json(path, {"asked": wanted, **found})
+
+
+# -------------------------------------------------------------------------------------------------- reports
+
+
+def _report(each: TestSet, subjects: list[Subject], settings: EvaluateConfig) -> dict[str, Any]:
+    """The counts of one set: `title`, `problems`, `samples`, `models` and `compared`."""
+    domains = {item.problem.id: item.problem.domain for item in each.items}
+    models, scores = {}, {}
+    for subject in subjects:
+        folder = each.folder / subject.name
+        scores[subject.name] = list(read_records(folder, Score))
+        measured = json.loads((folder / MODEL).read_text())
+        found = summary.summarise(scores[subject.name], measured["seconds"], seeds=each.drawing.seeds, domains=domains)
+        models[subject.name] = found | {"checkpoint": str(subject.checkpoint)}
+        if settings.quality is not None and (folder / FAITHFULNESS).is_file():
+            read = json.loads((folder / FAITHFULNESS).read_text())
+            models[subject.name]["faithfulness"] = {k: v for k, v in read.items() if k != "asked"}
+    compared = {}
+    if "student" in scores:
+        compared = {name: summary.compare(scores["student"], scores[name]) for name in scores if name != "student"}
     return {
-        "problems": len(by_problem),
-        **{outcome: sum(s.outcome == outcome for s in scores) for outcome in ("correct", "incorrect", "undecided")},
-        "accuracy": found.value,
-        "low": found.low,
-        "high": found.high,
-        "mean_output_tokens": tokens / max(len(scores), 1),
-        "truncated": sum(s.finish_reason == "length" for s in scores),
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds if seconds > 0 else 0.0,
+        "title": each.title,
+        "problems": len(each.items),
+        "samples": each.drawing.total,
+        "models": models,
+        "compared": compared,
     }
 
 
-def table(models: dict[str, dict[str, Any]], width: int = 24) -> list[str]:
-    """Aligned lines for people, one a model: accuracy, interval, tokens a response, truncated responses, a bar."""
-    if not models:
-        return []
-    names = max(len("model"), *(len(name) for name in models))
-    lines = [f"  {'model':<{names}}  accuracy   95% interval  tokens  truncated"]
-    for name, m in models.items():
-        interval = f"{100 * m['low']:.1f} to {100 * m['high']:.1f}"
-        filled = round(width * m["accuracy"])
-        lines.append(
-            f"  {name:<{names}}  {100 * m['accuracy']:7.1f}%  {interval:>13}"
-            f"  {m['mean_output_tokens']:6.0f}  {m['truncated']:9,}  {'█' * filled}{'░' * (width - filled)}"
-        )
-    return lines
+def _tell(each: TestSet, found: dict[str, Any]) -> None:
+    if each.name != HELDOUT:
+        seen = f", {found['in_training']:,} of them among the training problems" if found["in_training"] else ""
+        say(f"  {each.title}: {found['problems']:,} problems{seen}")
+    for line in [*summary.table(found["models"]), *summary.more_lines(found["models"])]:
+        say(line)

@@ -141,6 +141,11 @@ def read_metrics(run: RunDir) -> Metrics | None:
     return Metrics(steps=sorted(by_step), columns={name: [e[name] for e in entries] for name in names})
 
 
+def trace_tokens(folder: Path) -> int:
+    """Tokens of all traces; 0 where they were imported and have none."""
+    return sum(n for _, n, _, _ in _trace_columns(folder))
+
+
 def students(config: RunConfig, run: RunDir) -> dict[str, RunDir]:
     """`student` and every baseline, with their folders."""
     return {"student": run} | {name: run.baseline(name) for name in config.baselines}
@@ -187,7 +192,7 @@ def _problems(run: RunDir, counts: dict[str, Any]) -> tuple[str, str, list[str]]
 
 
 def _traces(run: RunDir, counts: dict[str, Any]) -> tuple[str, str, list[str]]:
-    tokens = sum(n for _, n, _, _ in _trace_columns(run.traces))
+    tokens = trace_tokens(run.traces)
     return f"{_rows(run.traces):,}", "traces", [f"{short(tokens)} tokens" if tokens else "imported"]
 
 
@@ -227,11 +232,13 @@ def _export(run: RunDir, counts: dict[str, Any]) -> tuple[str, str, list[str]]:
 
 def _evaluation(run: RunDir, counts: dict[str, Any]) -> tuple[str, str, list[str]]:
     student = counts["models"].get("student")
-    details = [f"{len(counts['models'])} models on {counts['heldout']:,} problems"]
+    details = [f"{len(counts['models'])} models on {counts['heldout']:,} problems"] if counts["heldout"] else []
+    extra = len(counts.get("benchmarks", {}))
+    details += [f"{extra} benchmark{'s' if extra > 1 else ''}"] if extra else []
     return (
         (f"{100 * student['accuracy']:.1f}%", "student", details)
         if student
-        else (f"{len(counts['models'])}", "models", details[1:])
+        else (f"{len(counts['models']) or extra}", "models" if counts["models"] else "benchmarks", details[1:])
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from jaxdistill.config import RunConfig, to_dict
-from jaxdistill.evals import facts, samples
+from jaxdistill.evals import details, facts, pictures, samples
 from jaxdistill.progress import say
 from jaxdistill.records import RunDir, atomic_file, read_manifest
 
@@ -82,8 +82,13 @@ def _context(config: RunConfig, run: RunDir) -> dict[str, Any]:
     manifest = read_manifest(run.evaluation)
     evaluated = manifest["counts"] if manifest else None
     names = list(evaluated["models"]) if evaluated else []
+    for each in evaluated.get("benchmarks", {}).values() if evaluated else ():
+        names += [name for name in each["models"] if name not in names]
     colours = colours_of([*names, *facts.students(config, run)])
     found = facts.read_yield(run)
+    models = evaluated["models"] if evaluated else {}
+    costs = details.costs(config, run)
+    ablated = details.ablations(run)
     return {
         "config": config,
         "student_words": student_words(config),
@@ -91,14 +96,26 @@ def _context(config: RunConfig, run: RunDir) -> dict[str, Any]:
         "colours": colours,
         "bars": bars(evaluated, colours),
         "evaluated": evaluated,
+        "benchmarks": benchmarks(evaluated, colours),
+        "several": details.several(models),
+        "domains": details.domains(models),
+        "quality": details.quality(models),
+        "quality_columns": [title for title, _ in details.QUALITY.values()],
+        "faithfulness": details.faithfulness(models),
+        "data": details.data(run),
+        "difficulty": details.difficulty(run),
+        "costs": costs,
+        "total_cost": details.total(costs),
+        "ablations": ablated,
+        "ablation_bars": ablation_bars(ablated),
         "steps": facts.steps(run),
         "yield_": found,
         "falls": waterfall(found) if found else [],
         "training": training(config, run),
-        "charts": _charts(config, run, found, colours),
+        "charts": pictures.draw(config, run, found, models, colours),
         # what `jaxdistill plan` found, a table a topology
         "plans": [json.loads(file.read_bytes()) for file in sorted(run.plans.glob("*.json"))],
-        "examples": samples.side_by_side(run, names) if names else [],
+        "examples": samples.side_by_side(run, list(models)) if models else [],
         "rejected": samples.rejected_traces(run),
         "manifests": facts.manifests(config, run),
         "versions": facts.versions(config, run),
@@ -114,6 +131,34 @@ def colours_of(names: list[str]) -> dict[str, int]:
     return {"student": 0, "teacher": 1} | {name: series_colour(2 + i) for i, name in enumerate(baselines)}
 
 
+def benchmarks(evaluated: dict[str, Any] | None, colours: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Every benchmark's counts, with its `bars` and its table of `several` samples."""
+    found = evaluated.get("benchmarks", {}) if evaluated else {}
+    return {
+        name: each
+        | {
+            "bars": bars(each, colours),
+            "several": details.several(each["models"]),
+            "domains": details.domains(each["models"]),
+        }
+        for name, each in found.items()
+    }
+
+
+def ablation_bars(ablated: dict[str, Any] | None) -> list[Bar]:
+    """One bar a variant, the student on the traces as they are in the student's colour."""
+    return [
+        Bar(
+            name=row["name"],
+            colour=0 if i == 0 else 1,
+            accuracy=100 * row["accuracy"],
+            low=100 * row["low"],
+            high=100 * row["high"],
+        )
+        for i, row in enumerate(ablated["rows"] if ablated else [])
+    ]
+
+
 def bars(evaluated: dict[str, Any] | None, colours: dict[str, int]) -> list[Bar]:
     """The evaluated models, in the order of `evaluate.models`."""
     models = evaluated["models"] if evaluated else {}
@@ -125,6 +170,8 @@ def bars(evaluated: dict[str, Any] | None, colours: dict[str, int]) -> list[Bar]
 
 def headline(evaluated: dict[str, Any] | None) -> list[str]:
     """The result in words: one sentence, and where there is a comparison one or two that say how sure it is."""
+    if evaluated and not evaluated["models"] and evaluated.get("benchmarks"):
+        return [benchmark_words(evaluated["benchmarks"])]
     if not evaluated or not evaluated["models"]:
         return ["No model has been evaluated yet."]
     models = evaluated["models"]
@@ -146,6 +193,16 @@ def headline(evaluated: dict[str, Any] | None) -> list[str]:
             f"The difference from {' and '.join(doubtful)} is within what chance explains (sign test, p ≥ 0.05).",
         ]
     return [sentence, "Every difference is more than chance explains (sign test on the same problems, p < 0.05)."]
+
+
+def benchmark_words(found: dict[str, Any]) -> str:
+    """The student's accuracy on every benchmark, in one sentence."""
+    shares = [
+        f"{100 * each['models']['student']['accuracy']:.1f}% of {each['title']}"
+        for each in found.values()
+        if "student" in each["models"]
+    ]
+    return f"The student answers {', '.join(shares)} correctly." if shares else "No student has been evaluated yet."
 
 
 def _gap(gap: float, name: str, other: float) -> str:
@@ -217,37 +274,3 @@ def training(config: RunConfig, run: RunDir) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _charts(config: RunConfig, run: RunDir, found: facts.Yield | None, colours: dict[str, int]) -> dict[str, Any]:
-    """Inline SVG, by name; only the charts that there is data for."""
-    from markupsafe import Markup
-
-    from jaxdistill.evals import charts
-
-    drawn = {}
-    logs = {name: facts.read_metrics(each) for name, each in facts.students(config, run).items()}
-    logs = {name: log for name, log in logs.items() if log}
-    for column, title, smooth in (
-        ("loss", "Training loss by step", True),
-        ("learning_rate", "Learning rate by step", False),
-    ):
-        curves = [
-            charts.Curve(label=name, colour=colours[name], x=log.steps, y=log.columns[column])
-            for name, log in logs.items()
-            if column in log.columns
-        ]
-        if curves:
-            drawn[column] = charts.line_chart(
-                column.replace("_", "-"), title, curves, x_label="step", y_label=column.replace("_", " "), smooth=smooth
-            )
-    if found and found.total:
-        drawn["lengths"] = charts.histogram(
-            "lengths",
-            f"Length of the traces in {found.unit}",
-            found.kept_lengths,
-            found.rejected_lengths,
-            x_label=found.unit,
-        )
-    # safe: drawn by us, from numbers and our own words alone
-    return {name: Markup(svg) for name, svg in drawn.items()}

@@ -120,7 +120,7 @@ def _front(config: RunConfig, title: str, score: dict[str, Any] | None, heldout:
         front["base_model"] = init  # only a repository id means anything on the hub
     if "id" in DATA.get(config.problems.source, {}):
         front["datasets"] = [DATA[config.problems.source]["id"]]
-    if score and config.evaluate:
+    if score and config.evaluate and config.evaluate.problems:
         source = config.evaluate.problems.source
         metric = {"type": "accuracy", "name": f"accuracy on {heldout} held-out problems", "value": score["accuracy"]}
         result = {
@@ -193,8 +193,9 @@ def _training(config: RunConfig, counts: dict[str, Any]) -> list[str]:
 
 def _evaluation(config: RunConfig, name: str, evaluation: dict[str, Any]) -> list[str]:
     scores, settings = evaluation.get("models", {}), config.evaluate
-    if settings is None or name not in scores:
-        return ["Not measured."]
+    measured = _benchmarks(name, evaluation.get("benchmarks", {}))
+    if settings is None or settings.problems is None or name not in scores:
+        return measured or ["Not measured."]
     sampled = f"temperature {settings.temperature:g}, up to {settings.max_tokens:,} tokens"
     lines = [
         f"{_number(evaluation.get('heldout'))} held-out problems of {_source(settings.problems)}.",
@@ -210,7 +211,19 @@ def _evaluation(config: RunConfig, name: str, evaluation: dict[str, Any]) -> lis
             f"| {who} | {s['accuracy']:.1%} | {s['low']:.1%} to {s['high']:.1%} | {s['mean_output_tokens']:.0f} "
             f"| {s['truncated']:,} |"
         )
-    return lines
+    return [*lines, *(["", *measured] if measured else [])]
+
+
+def _benchmarks(name: str, found: dict[str, Any]) -> list[str]:
+    """This model's benchmarks as a table; nothing where none was measured."""
+    rows = [
+        f"| {each['title']} | {each['problems']:,} | {each['samples']} | {s['accuracy']:.1%} "
+        f"| {s['low']:.1%} to {s['high']:.1%} |"
+        for each in found.values()
+        if (s := each["models"].get(name))
+    ]
+    head = ["| benchmark | problems | responses a problem | accuracy | 95% interval |", "|---|---:|---:|---:|---:|"]
+    return [*head, *rows] if rows else []
 
 
 def _number(value: int | None) -> str:

@@ -3,6 +3,7 @@
 from jaxdistill.losses.chunked import chunked_cross_entropy, chunked_distillation
 from jaxdistill.losses.divergences import DIVERGENCES, PARAMETERS
 from jaxdistill.losses.preferences import PREFERENCES, Pairs
+from jaxdistill.losses.ranks import sorted_distillation
 from jaxdistill.losses.sequence import cross_entropy, shift
 from jaxdistill.losses.topk import sampled_distillation, topk_distillation
 from jaxdistill.losses.vocabulary import Layout
@@ -18,5 +19,6 @@ __all__ = [
     "cross_entropy",
     "sampled_distillation",
     "shift",
+    "sorted_distillation",
     "topk_distillation",
 ]

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxdistill.losses.products import gradients, product
 from jaxdistill.losses.vocabulary import LOWEST, Layout, Vocabulary
 
 Sums = dict[str, jax.Array]
@@ -84,25 +85,39 @@ def sweep(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs) -> Su
     Args:
       inputs: per-token arrays, [..., E]'s leading axes first; "used" (bool) says which tokens are looked at.
     """
-    return _run(plan, student, teacher, inputs, gradients=False)[0]
+    return _run(plan, student, teacher, inputs, ())[0]
 
 
-def _forward(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs) -> tuple[Sums, Head]:
-    return _run(plan, student, teacher, inputs, gradients=True)
+def _forward(plan: Plan, student: Any, teacher: Any, inputs: Any) -> tuple[Sums, tuple[jax.Array | None, ...]]:
+    # a projection that is frozen, as beside adapters, needs no gradient: a third of the products, and all its memory
+    wanted = WANTED if student[1].perturbed else WANTED[:1]
+    student, teacher, inputs = jax.tree.map(
+        lambda x: x.value, (student, teacher, inputs), is_leaf=lambda x: hasattr(x, "perturbed")
+    )
+    sums, found = _run(plan, student, teacher, inputs, wanted)
+    return sums, tuple(found.get(name) for name in WANTED)
 
 
-def _backward(plan: Plan, saved: Head, cotangents: Sums) -> tuple[Any, ...]:
-    scaled = tuple((g * cotangents["sum"]).astype(g.dtype) for g in saved)
-    return scaled, None, None
+def _backward(plan: Plan, saved: tuple[jax.Array | None, ...], cotangents: Any) -> tuple[Any, ...]:
+    scale = cotangents["sum"]
+    if isinstance(scale, jax.custom_derivatives.SymbolicZero):  # differentiated by a metric, which is a constant
+        return (None, None), None, None
+    return tuple(None if g is None else (g * scale).astype(g.dtype) for g in saved), None, None
 
 
-sweep.defvjp(_forward, _backward)
+sweep.defvjp(_forward, _backward, symbolic_zeros=True)
+WANTED = ("hidden", "projection")
+"""By what the sum can be differentiated."""
+Gradients = dict[str, jax.Array]
+"""By some of `WANTED`."""
 
 
-def _run(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, gradients: bool) -> tuple[Sums, Any]:
-    """(totals, gradients in the student's shapes and dtypes), by one device or by every device of a mesh."""
+def _run(
+    plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, wanted: tuple[str, ...]
+) -> tuple[Sums, Gradients]:
+    """(totals, `wanted` gradients in the student's shapes and dtypes), by one device or by every device of a mesh."""
     if plan.layout is None:
-        return _run_local(plan, student, teacher, inputs, gradients)
+        return _run_local(plan, student, teacher, inputs, wanted)
     layout, lead = plan.layout, student[0].ndim - 1
     columns = layout.mesh.shape[layout.columns]
     width = -(-student[1].shape[0] // columns) * columns
@@ -118,18 +133,20 @@ def _run(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, gradie
 
     student_spec = spec_of(padded, "student")
     run = jax.shard_map(
-        functools.partial(_run_local, plan, gradients=gradients),
+        functools.partial(_run_local, plan, wanted=wanted),
         mesh=layout.mesh,
         in_specs=(
             student_spec,
             None if teacher is None else spec_of(teacher, "teacher"),
             {name: layout.tokens(x.shape, lead) for name, x in inputs.items()},
         ),
-        out_specs=(PartitionSpec(), student_spec if gradients else PartitionSpec()),
+        out_specs=(PartitionSpec(), {n: s for n, s in zip(WANTED, student_spec, strict=True) if n in wanted}),
         check_vma=False,  # what is equal on which devices is made so below, by hand
     )
     sums, found = run(padded, teacher, inputs)
-    return sums, (found[0], _resize(found[1], student[1].shape[0])) if gradients else found
+    if "projection" in found:
+        found["projection"] = _resize(found["projection"], student[1].shape[0])
+    return sums, found
 
 
 def _resize(projection: jax.Array, rows: int) -> jax.Array:
@@ -138,7 +155,9 @@ def _resize(projection: jax.Array, rows: int) -> jax.Array:
     return projection[:rows] if rows <= V else jnp.pad(projection, ((0, rows - V), (0, 0)))
 
 
-def _run_local(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, gradients: bool) -> tuple[Sums, Any]:
+def _run_local(
+    plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, wanted: tuple[str, ...]
+) -> tuple[Sums, Gradients]:
     """The sweep over the tokens and columns of one device."""
     layout = plan.layout
     hidden, projection = student
@@ -158,23 +177,27 @@ def _run_local(plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, 
         # a teacher with another number of padded columns gets the student's
         teacher = teacher[0].reshape(-1, teacher[0].shape[-1]), _resize(_whole_width(teacher[1], plan), W)
     inputs = {name: x.reshape(-1, *x.shape[lead:]) for name, x in inputs.items()}
-    sums, gradient = _loop(plan, (tokens, weights), teacher, inputs, vocabulary, gradients)
+    sums, found = _loop(plan, (tokens, weights), teacher, inputs, vocabulary, wanted)
 
     if layout is not None:
         sums = jax.lax.psum(sums, layout.token_axes(lead))
-    if not gradients:
-        return sums, ()
-    by_hidden, by_weights = gradient
-    if layout is not None:
-        by_hidden = jax.lax.psum(by_hidden, layout.columns)
-        axes = layout.token_axes(lead)
-        by_weights = jax.lax.psum(by_weights, tuple(a for a in axes if a != layout.embed))
-        if layout.embed in axes:
-            by_weights = jax.lax.psum_scatter(by_weights, layout.embed, scatter_dimension=1, tiled=True)
-        else:
-            size = projection.shape[1]
-            by_weights = jax.lax.dynamic_slice_in_dim(by_weights, jax.lax.axis_index(layout.embed) * size, size, 1)
-    return sums, (by_hidden.reshape(*hidden.shape[:-1], E).astype(hidden.dtype), by_weights.astype(projection.dtype))
+    if "hidden" in found:
+        by_hidden = found["hidden"] if layout is None else jax.lax.psum(found["hidden"], layout.columns)
+        found["hidden"] = by_hidden.reshape(*hidden.shape[:-1], E).astype(hidden.dtype)
+    if "projection" in found:
+        by_weights = found["projection"] if layout is None else _spread(found["projection"], layout, lead, projection)
+        found["projection"] = by_weights.astype(projection.dtype)
+    return sums, found
+
+
+def _spread(by_weights: jax.Array, layout: Layout, lead: int, projection: jax.Array) -> jax.Array:
+    """The projection's gradient [W, E], summed over the devices' tokens, as the projection itself lies on them."""
+    axes = layout.token_axes(lead)
+    by_weights = jax.lax.psum(by_weights, tuple(a for a in axes if a != layout.embed))
+    if layout.embed in axes:
+        return jax.lax.psum_scatter(by_weights, layout.embed, scatter_dimension=1, tiled=True)
+    size = projection.shape[1]
+    return jax.lax.dynamic_slice_in_dim(by_weights, jax.lax.axis_index(layout.embed) * size, size, 1)
 
 
 def _whole_width(projection: jax.Array, plan: Plan) -> jax.Array:
@@ -197,8 +220,13 @@ def default_chunk(columns: int, layout: Layout | None = None) -> int:
 
 
 def _loop(
-    plan: Plan, student: Head, teacher: Head | None, inputs: Inputs, vocabulary: Vocabulary, gradients: bool
-) -> tuple[Sums, Any]:
+    plan: Plan,
+    student: Head,
+    teacher: Head | None,
+    inputs: Inputs,
+    vocabulary: Vocabulary,
+    wanted: tuple[str, ...],
+) -> tuple[Sums, Gradients]:
     """Chunk after chunk of the used tokens; gradients are fp32 [N, E] and [W, E]."""
     tokens, weights = student
     (N, E), W = tokens.shape, weights.shape[0]
@@ -223,82 +251,36 @@ def _loop(
         values, slopes = plan.objective(
             vocabulary.drop_padding(logits, LOWEST), theirs, {n: take(x) for n, x in inputs.items()}, vocabulary
         )
-        if gradients and plan.softcap is not None:
+        if wanted and plan.softcap is not None:
             slopes = slopes * (1 - jnp.square(logits / plan.softcap))
         return chunk, rows, values, slopes
 
     names = jax.eval_shape(score, jnp.int32(0))[2]
     carry: Any = {name: jnp.zeros((), jnp.float32) for name in names}
-    if gradients:
-        carry = (carry, jnp.zeros((slots, E), jnp.float32), jnp.zeros((W, E), jnp.float32))
+    if wanted:
+        by_weights = jnp.zeros((W, E), jnp.float32) if "projection" in wanted else None
+        carry = (carry, jnp.zeros((slots, E), jnp.float32), by_weights)
 
     def body(at: jax.Array, carry: Any) -> Any:
-        sums = carry[0] if gradients else carry
+        sums = carry[0] if wanted else carry
         chunk, _, values, slopes = score(at)
         sums = {name: total + jnp.sum(values[name]) for name, total in sums.items()}
-        if not gradients:
+        if not wanted:
             return sums
-        by_chunk, by_weights = _gradients(slopes, chunk, weights, carry[2])
+        by_chunk, by_weights = gradients(slopes, chunk, weights, carry[2])
         return sums, jax.lax.dynamic_update_slice_in_dim(carry[1], by_chunk, at * C, 0), by_weights
 
     with jax.named_scope(CHUNKS):
         found = jax.lax.fori_loop(0, (jnp.sum(used) + C - 1) // C, body, carry)
-    if not gradients:
-        return found, ()
+    if not wanted:
+        return found, {}
     sums, compact, by_weights = found
     # back to where the tokens came from; a gather, as scatters are slow
     place = jnp.clip(jnp.cumsum(used) - 1, 0)
-    return sums, (jnp.where(used[:, None], compact[place], 0.0), by_weights)
+    by_hidden = jnp.where(used[:, None], compact[place], 0.0)
+    return sums, {"hidden": by_hidden} | ({} if by_weights is None else {"projection": by_weights})
 
 
 def _logits(tokens: jax.Array, weights: jax.Array, cap: float | None) -> jax.Array:
-    logits = _product(tokens, weights, ((1,), (1,)), weights.dtype)
+    logits = product(tokens, weights, ((1,), (1,)), weights.dtype)
     return logits if cap is None else cap * jnp.tanh(logits / cap)
-
-
-def _product(a: jax.Array, b: jax.Array, contract: Any, dtype: Any) -> jax.Array:
-    return jax.lax.dot_general(
-        a.astype(dtype), b.astype(dtype), (contract, ((), ())), preferred_element_type=jnp.float32
-    )
-
-
-BLOCK = 1 << 11
-"""Columns of which a CPU forms the gradients at once; of 512 to 16,384 the fastest. 256 tokens, width 896, 151,936
-columns, fp32: by tokens 0.74 s of processor time instead of 1.04 for all at once, by the projection 0.79, not 0.89.
-"""
-
-
-def _gradients(
-    slopes: jax.Array, tokens: jax.Array, weights: jax.Array, by_weights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """A chunk's gradient by its tokens, [C, E], and `by_weights` [W, E] with the chunk's added; all sums are fp32."""
-    return jax.lax.platform_dependent(slopes, tokens, weights, by_weights, cpu=_in_blocks, default=_at_once)
-
-
-def _at_once(slopes: jax.Array, tokens: jax.Array, weights: jax.Array, by_weights: jax.Array) -> Any:
-    by_tokens = _product(slopes, weights, ((1,), (0,)), weights.dtype)
-    return by_tokens, by_weights + _product(slopes, tokens, ((0,), (0,)), weights.dtype)
-
-
-def _in_blocks(slopes: jax.Array, tokens: jax.Array, weights: jax.Array, by_weights: jax.Array) -> Any:
-    # a CPU's product is written before it is added: in blocks, that stays in its cache, and needs no second array of
-    # the projection's size. It contracts over tokens faster in fp32 than in bf16
-    fp32 = weights.dtype == jnp.float32
-
-    def add(start: Any, size: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        by_tokens, by_weights = carry
-        part = jax.lax.dynamic_slice_in_dim(slopes, start, size, 1)
-        if fp32:
-            columns = jax.lax.dynamic_slice_in_dim(weights, start, size, 0)
-            by_tokens += _product(part, columns, ((1,), (0,)), jnp.float32)
-        block = jax.lax.dynamic_slice_in_dim(by_weights, start, size, 0)
-        block += _product(part, tokens, ((0,), (0,)), jnp.float32)
-        return by_tokens, jax.lax.dynamic_update_slice_in_dim(by_weights, block, start, 0)
-
-    # in blocks, bf16 products would have XLA keep the projection in fp32 beside it
-    by_tokens = jnp.zeros(tokens.shape, jnp.float32) if fp32 else _product(slopes, weights, ((1,), (0,)), weights.dtype)
-    blocks, rest = divmod(weights.shape[0], BLOCK)
-    carry = by_tokens, by_weights
-    if blocks:
-        carry = jax.lax.fori_loop(0, blocks, lambda at, carry: add(at * BLOCK, BLOCK, carry), carry)
-    return add(blocks * BLOCK, rest, carry) if rest else carry

@@ -105,6 +105,16 @@ class Vocabulary:
         found = jnp.where(inside, found, 0.0)
         return found if self.axis is None else jax.lax.psum(found, self.axis)
 
+    def top(self, x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+        """The k highest of x [C, W], over the whole vocabulary, highest first, and their token ids: [C, k] each."""
+        values, at = jax.lax.top_k(x, min(k, x.shape[-1]))
+        ids = self.first + at
+        if self.axis is None:
+            return values, ids
+        values, ids = (jax.lax.all_gather(v, self.axis, axis=1, tiled=True) for v in (values, ids))
+        values, at = jax.lax.top_k(values, k)
+        return values, jnp.take_along_axis(ids, at, axis=1)
+
     def is_argmax(self, x: jax.Array, ids: jax.Array) -> jax.Array:
         """Whether `ids` [C] is the first of the highest columns of x [C, W]; bool [C]."""
         # two maxima over floats: CPUs find them twenty times faster than the place of one (jnp.argmax)

@@ -33,7 +33,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quick", action="store_true", help="compile several times faster, within about 10%% of memory")
     sub.add_argument("--json", action="store_true", help="print plain data")
     sub.add_argument(
-        "--make-environment", choices=tuple(environments.EXTRA), help="only install the compiler of this platform"
+        "--make-environment", choices=tuple(environments.COMPILERS), help="only install the compiler of this platform"
     )
 
 

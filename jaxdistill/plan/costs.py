@@ -93,11 +93,10 @@ class _Walk:
             assert body and condition, f"{op.name} is a loop without a body"
             self.run(body, times * self.trips(op, ops, body, condition), False, set())
         elif op.opcode == "conditional":
+            # one of them runs: that of a true condition, which has the last number (`cudnn._packed_or_blocks`)
             branches = re.findall(r"%([\w.\-]+)", op.attribute(r"branch_computations=\{([^}]*)\}") or "")
-            branches += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", op.rest)
-            # one of them runs: the last is that of a true condition (`cudnn._packed_or_blocks`)
-            if branches:
-                self.run(branches[-1], times, False, seen)
+            taken = op.attribute(r"true_computation=%?([\w.\-]+)") or branches[-1]
+            self.run(taken, times, False, seen)
         elif op.opcode in ("fusion", "call", "async-start"):
             called = op.attribute(r"(?:calls|to_apply)=%?([\w.\-]+)")
             if called:

@@ -22,8 +22,12 @@ from jaxdistill import progress
 
 # what tracing the train step imports
 COMMON = ("jax", "jaxlib", "flax", "optax", "qwix", "pydantic", "PyYAML", "jaxtyping", "numpy", "ml_dtypes")
-EXTRA = {"tpu": "tpu", "gpu": "cuda13"}
-GIB_NEEDED = {"tpu": 3.0, "gpu": 10.0}
+COMPILERS = {
+    "tpu": ("jax[tpu]=={jax}",),
+    # what is needed without a device: the plugin and ptxas, and none of the gigabytes of libraries that it would call
+    "gpu": ("jax-cuda13-plugin=={jax}", "nvidia-cuda-nvcc>=13.0.48,<14"),
+}
+GIB_NEEDED = {"tpu": 3.0, "gpu": 3.0}
 """Disk space: of the environment, and of its packed form while it is installed."""
 READY = "ready.json"
 TITLES = {"tpu": "TPUs", "gpu": "NVIDIA GPUs"}
@@ -39,7 +43,7 @@ def home() -> Path:
 def requirements(platform: str) -> list[str]:
     """What is installed, with the versions that are in use here."""
     pinned = [f"{name}=={metadata.version(name)}" for name in COMMON]
-    return [f"jax[{EXTRA[platform]}]=={metadata.version('jax')}", *pinned[1:]]
+    return pinned + [name.format(jax=metadata.version("jax")) for name in COMPILERS[platform]]
 
 
 def find(platform: str) -> Path | None:

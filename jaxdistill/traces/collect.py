@@ -132,6 +132,8 @@ def _collect(config: TracesConfig, teacher: Teacher, work: WorkList, journal: Jo
         max_tokens=config.max_tokens,
         stop_ids=stop,
         logprobs=config.logprobs,
+        random=config.logprobs_kind == "random",
+        logprobs_temperature=config.logprobs_temperature,
     )
     start = ready = last = time.monotonic()
 
@@ -187,8 +189,23 @@ def _write_all(
 ) -> dict[str, Any]:
     """From the journal to the stage's files, few traces in memory at a time."""
     if config.logprobs:
-        logprobs.write_logprobs(folder / logprobs.FOLDER, _all_logprobs(work, journal))
+        origin = origin_of(config, teacher)
+        logprobs.write_logprobs(folder / logprobs.FOLDER, _all_logprobs(work, journal), origin)
     return write_traces(folder, (_trace(config, teacher, work, number, journal) for number in range(len(work))))
+
+
+def origin_of(config: TracesConfig, teacher: Teacher) -> logprobs.Origin:
+    """Whose logprobs are collected."""
+    assert config.teacher is not None
+    tokens = tokenization.TokenMap.of(teacher.checkpoint)
+    return logprobs.Origin(
+        config.teacher,
+        teacher.revision,
+        tokens.fingerprint,
+        tokens.size,
+        random=config.logprobs_kind == "random",
+        temperature=config.logprobs_temperature,
+    )
 
 
 def _all_logprobs(work: WorkList, journal: Journal) -> Iterator[tuple[str, logprobs.TopLogprobs]]:
@@ -261,5 +278,6 @@ def _import(config: RunConfig, problems: list[Problem], run: RunDir) -> dict[str
         asked = [problem for problem in problems if problem.id in with_one]
         teacher = find_teacher(config.traces)
         names = {"journal": JOURNAL, "log": VLLM_LOG}
-        traces = scoring.score(config.traces, teacher.checkpoint, teacher.revision, asked, read, run.traces, **names)
+        origin = origin_of(config.traces, teacher)
+        traces = scoring.score(config.traces, teacher.checkpoint, origin, asked, read, run.traces, **names)
     return write_traces(run.traces, traces, without_solution=len(problems) - len(with_one))

@@ -27,7 +27,7 @@ class Request:
     messages: list[dict[str, str]] | None = None
     """The chat that the prompt was rendered from; only servers with `api: chat` look at it."""
     response_ids: list[int] | None = None
-    """Draw nothing: give the logprobs of this response, by one prefill. Only the engine `vllm` does it."""
+    """Draw nothing: give the logprobs of this response, by one prefill. Only the engines `vllm` and `jax` do it."""
 
     @property
     def room(self) -> int:
@@ -47,6 +47,10 @@ class Sampling:
     """Tokens that end a response (`tokenization.stop_ids`)."""
     logprobs: int = 0
     """So many likeliest tokens' logprobs at each position; 0 for none."""
+    random: bool = False
+    """So many random draws instead; only the engine `jax` does it."""
+    logprobs_temperature: float = 1.0
+    """Divides the logits of the distributions that are kept; only the engine `jax` does it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

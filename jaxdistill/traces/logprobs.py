@@ -14,6 +14,7 @@ bytes a token; `encode` and `decode` are the one place to change for a denser on
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -37,6 +38,25 @@ SCHEMA = pa.schema(
         ("sampled", pa.binary()),
     ]
 )
+
+
+_ORIGIN = b"jaxdistill.origin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Whose logprobs a file holds; in the file's own metadata."""
+
+    teacher: str
+    revision: str
+    tokenizer: str
+    """The fingerprint of its token map, see `tokenization.TokenMap`."""
+    vocabulary: int
+    """Token ids are below it."""
+    random: bool = False
+    """The k are random draws, each token once, with the logarithm of its share of them, and -inf in empty slots."""
+    temperature: float = 1.0
+    """Divided the teacher's logits."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,17 +127,18 @@ def size(tokens: int, k: int) -> int:
 # ------------------------------------------------------------------------------------------------ the finished file
 
 
-def write_logprobs(folder: Path, rows: Iterable[tuple[str, TopLogprobs]], *, batch: int = 256) -> int:
+def write_logprobs(folder: Path, rows: Iterable[tuple[str, TopLogprobs]], origin: Origin, *, batch: int = 256) -> int:
     """Writes (trace id, logprobs) to `folder/logprobs.parquet`, few at a time; gives how many."""
     count = 0
-    with atomic_file(folder / FILE) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+    schema = SCHEMA.with_metadata({_ORIGIN: json.dumps(dataclasses.asdict(origin)).encode()})
+    with atomic_file(folder / FILE) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         rest: list[dict] = []
         for name, found in rows:
             rest.append(_row(name, found))
             if len(rest) == batch:
-                writer.write_table(pa.Table.from_pylist(rest, schema=SCHEMA))
+                writer.write_table(pa.Table.from_pylist(rest, schema=schema))
                 count, rest = count + len(rest), []
-        writer.write_table(pa.Table.from_pylist(rest, schema=SCHEMA))
+        writer.write_table(pa.Table.from_pylist(rest, schema=schema))
     return count + len(rest)
 
 
@@ -127,13 +148,29 @@ def read_logprobs(folder: Path) -> Iterator[tuple[str, TopLogprobs]]:
     Raises:
       ValueError: there is no such file.
     """
-    if not (folder / FILE).is_file():
-        raise ValueError(f"{folder}: no {FILE}; collect the traces with traces.logprobs set.")
-    with pq.ParquetFile(folder / FILE) as file:
+    with pq.ParquetFile(_existing(folder)) as file:
         for part in file.iter_batches(batch_size=256):
             for row in part.to_pylist():
                 data = row["ids"] + row["logprobs"] + row["sampled"]
                 yield row["trace_id"], decode(data, row["tokens"], row["k"])
+
+
+def read_origin(folder: Path) -> Origin:
+    """Whose logprobs a folder holds.
+
+    Raises:
+      ValueError: there is no file, or it does not say whose.
+    """
+    found = (pq.read_schema(_existing(folder)).metadata or {}).get(_ORIGIN)
+    if found is None:
+        raise ValueError(f"{folder}: {FILE} does not say which teacher's it is; collect the traces again.")
+    return Origin(**json.loads(found))
+
+
+def _existing(folder: Path) -> Path:
+    if not (folder / FILE).is_file():
+        raise ValueError(f"{folder}: no {FILE}; collect the traces with traces.logprobs set.")
+    return folder / FILE
 
 
 def _row(name: str, found: TopLogprobs) -> dict:

@@ -24,10 +24,11 @@ def problems(config: RunConfig, run: RunDir) -> dict[str, Any]:
     A question that is held out is taken out of the training problems (`in_heldout` counts them).
     """
     shutil.rmtree(run.problems / HELDOUT, ignore_errors=True)
-    heldout = load_problems(config.evaluate.problems) if config.evaluate else []
+    held_out = config.evaluate.problems if config.evaluate else None
+    heldout = load_problems(held_out) if held_out else []
     training, in_heldout = _load(config.problems, {problem.prompt for problem in heldout})
     counts: dict[str, Any] = {"problems": write_records(run.problems / "problems.parquet", Problem, training)}
-    if config.evaluate:
+    if held_out:
         counts["heldout"] = write_records(run.problems / HELDOUT / f"{HELDOUT}.parquet", Problem, heldout)
         counts["in_heldout"] = in_heldout
     counts["without_answer"] = sum(problem.answer is None and problem.tests is None for problem in training)

@@ -57,7 +57,7 @@ class Responses(Collection[Request]):
 def score(
     config: TracesConfig,
     checkpoint: Path,
-    revision: str,
+    origin: logprobs.Origin,
     problems: list[Problem],
     traces: Callable[[], Iterator[Trace]],
     folder: Path,
@@ -77,14 +77,24 @@ def score(
     work = WorkList(dataclasses.replace(config, samples=1), problems, tokenizer)
     numbers = {trace.id: number for number, trace in enumerate(traces())}
     section = to_dict(config)
-    header = {f"traces.{key}": section[key] for key in ("engine", "teacher", "styles", "system", "suffix", "logprobs")}
-    header |= {"the teacher's weights": revision, "the rendered prompts": work.hashes()[1]}
+    keys = ("engine", "teacher", "styles", "system", "suffix", "logprobs", "scorer")
+    keys += ("logprobs_kind", "logprobs_temperature")
+    header = {f"traces.{key}": section[key] for key in keys}
+    header |= {"the teacher's weights": origin.revision, "the rendered prompts": work.hashes()[1]}
     options = {"size": len(numbers), "number_of": numbers.get, "retry_failed": config.retry_failed}
     with Journal(folder / journal, header, **options) as found:
         requests = Responses(work, traces, tokenizer, lambda name: found.has(numbers[name]))
-        sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, stop_ids=[], logprobs=config.logprobs)
+        sampling = Sampling(
+            temperature=0.0,
+            top_p=1.0,
+            max_tokens=1,
+            stop_ids=[],
+            logprobs=config.logprobs,
+            random=config.logprobs_kind == "random",
+            logprobs_temperature=config.logprobs_temperature,
+        )
         completions = engines.generate(
-            "vllm", checkpoint, requests, sampling, vllm=config.vllm, batch=config.batch, log=folder / log
+            config.scorer, checkpoint, requests, sampling, vllm=config.vllm, batch=config.batch, log=folder / log
         )
         with contextlib.closing(completions), bar("scored", len(numbers), done=len(found)) as update:
             for completion in completions:
@@ -92,7 +102,7 @@ def score(
                 update(len(found), "")
         scored = (found.read(number) for number in range(len(numbers)))
         logprobs.write_logprobs(
-            folder / logprobs.FOLDER, ((e.id, e.logprobs) for e in scored if e.logprobs is not None)
+            folder / logprobs.FOLDER, ((e.id, e.logprobs) for e in scored if e.logprobs is not None), origin
         )
         for trace in traces():
             completion = found.read(numbers[trace.id])

@@ -88,6 +88,7 @@ def make_job(checkpoint: Path, requests: Collection[Request], sampling: Sampling
         "quantization": vllm.quantization,
         "enable_prefix_caching": vllm.enable_prefix_caching,
         "logprobs_mode": "raw_logprobs",
+        "max_logprobs": max(20, sampling.logprobs),
         "generation_config": "vllm",  # sampling is ours to say, not the checkpoint's
         "disable_log_stats": True,
         "seed": 0,

@@ -120,8 +120,6 @@ def _make_sums(model: Decoder, weights: tuple[float, float]) -> Callable[..., di
 
 
 def _held_out(config: RunConfig, shared: RunDir) -> list[Problem]:
-    if config.evaluate is None:
-        raise ValueError(
-            "train.evaluate asks for held-out problems, and the config has none; add the section `evaluate`."
-        )
+    if config.evaluate is None or config.evaluate.problems is None:
+        raise ValueError("train.evaluate asks for held-out problems, and the config has none; add `evaluate.problems`.")
     return list(read_records(shared.problems / "heldout", Problem))

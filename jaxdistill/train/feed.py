@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdistill.data.packing import Row
-from jaxdistill.data.rows import Batches
+from jaxdistill.data.rows import FIELDS, Batches
 from jaxdistill.train.step import PAIRS, Batch, put_batch
 
 AHEAD = 2
@@ -23,15 +23,21 @@ AHEAD = 2
 class TrainRows:
     """Batch s of the rows that are trained on, as arrays of this process's part."""
 
-    def __init__(self, batches: Batches, *, seed: int, vocabulary: int, held_out: int = 0):
+    def __init__(self, batches: Batches, *, seed: int, vocabulary: int, held_out: int = 0, stored: bool = False):
         """
         Args:
+          stored: whether the teacher's stored distributions come along.
           vocabulary: ids at or above it are refused.
           held_out: so many rows, drawn by the seed, are never trained on. In an epoch their places go to other rows,
             which are drawn by seed and position, so that batch s stays a pure function of (seed, s).
         Raises:
-          ValueError: more rows are to be held out than half of all.
+          ValueError: more rows are to be held out than half of all, or there are no stored distributions.
         """
+        if stored and batches.topk is None:
+            raise ValueError(
+                "train.distill.source: stored, and the rows have no distributions; prepare with data.topk."
+            )
+        self._codec = batches.topk if stored else None
         if 2 * held_out > batches.rows:
             raise ValueError(
                 f"train.evaluate.rows={held_out} would hold out more than half of {batches.rows} packed rows; lower it."
@@ -73,7 +79,16 @@ class TrainRows:
                     f"packed row {number}: token {least if least < 0 else most} is outside of the student's vocabulary "
                     f"of {self._vocabulary}; prepare the data again with the student's own tokenizer."
                 )
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        found = {name: np.stack([row[name] for row in rows]) for name in FIELDS}
+        if self._codec is not None:
+            beside = [self._codec.unpack(row["topk"]) for row in rows]
+            found |= {name: np.stack([row[name] for row in beside]) for name in beside[0]}
+        return found
+
+    @property
+    def topk(self) -> int | None:
+        """Tokens of each stored distribution, where they come along."""
+        return None if self._codec is None else self._codec.k
 
 
 def read_ahead(
@@ -95,7 +110,7 @@ def read_ahead(
             return reader.submit(whole, step)
 
         def whole(step: int) -> Batch:
-            batch = put_batch(lambda part: rows.rows_of(step, part), shape, mesh)
+            batch = put_batch(lambda part: rows.rows_of(step, part), shape, mesh, rows.topk)
             return batch if pairs is None else batch | {PAIRS: pairs(step)}
 
         coming = deque(read(step) for step in steps[:AHEAD])

@@ -89,7 +89,7 @@ class _Loop:
         with processes.StopSignal() as stop, contextlib.closing(feed), trace as profiler:
             for step, batch in feed:
                 profiler.before(step)
-                state, metrics = self.made.step(state, batch, frozen)
+                state, metrics = self.made.step(state, batch, frozen, self.made.teacher)
                 self._take_pending()
                 self.pending = (step, metrics)
                 self._end_of_step(step + 1, state, frozen, stop.requested(step + 1))

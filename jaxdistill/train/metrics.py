@@ -22,6 +22,8 @@ METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 BAD_STEPS = "bad_steps.jsonl"
 TENSORBOARD = "tensorboard"
+DISTILLED = ("ce", "kd", "teacher_nll")
+"""Means that a training with a teacher has beside its loss."""
 # what a checkpoint carries on, so that a resumed run logs what an undisturbed one does
 _CARRIED = ("window", "tokens", "trained", "seconds")
 
@@ -87,7 +89,9 @@ class MetricsLog:
             "seconds": round(self._total_seconds(now), 3),
         }
         self.last |= {
-            name: sum(s[name] * s["count"] for s in good) / weight for name in CONTRASTED if name in self.window[-1]
+            name: sum(s[name] * s["count"] for s in good) / weight
+            for name in (*DISTILLED, *CONTRASTED)
+            if name in self.window[-1]
         }
         if self._timed_tokens:
             share = mfu(self._timed_flops, elapsed, self._peak, self._devices)

@@ -17,6 +17,7 @@ from jaxdistill.records import RunDir, read_manifest
 from jaxdistill.tokenization import load_tokenizer
 from jaxdistill.train.checkpoint import Checkpoints, Restored
 from jaxdistill.train.contrastive import Contrast, PairFeed, reference_identity, reference_logprobs, set_up_contrast
+from jaxdistill.train.distill import set_up_distillation
 from jaxdistill.train.feed import TrainRows
 from jaxdistill.train.program import Program, make_program
 from jaxdistill.train.step import State, init_state, state_shapes
@@ -33,12 +34,15 @@ class Training(Program):
     """The rows of pairs of every step, where the training is contrastive."""
     identity: dict[str, Any]
     """What a checkpoint must agree with, as plain data."""
+    teacher: Any
+    """Parameters of the teacher that is distilled online, if there is one."""
 
 
 def set_up(config: RunConfig, run: RunDir) -> Training:
     """
     Raises:
-      ValueError: no rows, rows that are too long for the student, or a mesh that does not fit devices, model or batch.
+      ValueError: no rows, rows that are too long for the student, a mesh that does not fit devices, model or batch,
+        or a teacher of another tokenizer.
     """
     t = config.train
     batches = Batches(run.tokens, batch_rows=t.batch_rows, seed=config.seed)
@@ -46,6 +50,7 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
     student = student_shape(config.student, len(load_tokenizer(str(run.tokenizer))), batches.row_tokens)
     mesh = make_mesh(to_dict(t.mesh))
     contrast, pairs = set_up_contrast(config, run, mesh, student.vocab_size)
+    distillation, teacher, of_teacher = set_up_distillation(config, run, mesh, steps, batches, student.vocab_size)
     made = make_program(
         t,
         student,
@@ -55,15 +60,19 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
         steps=steps,
         seed=config.seed,
         contrast=contrast,
+        distillation=distillation,
     )
     held_out = t.evaluate.rows if t.evaluate else 0
+    stored = t.distill is not None and t.distill.source == "stored"
+    rows = TrainRows(batches, seed=config.seed, vocabulary=student.vocab_size, held_out=held_out, stored=stored)
     return Training(
         **{field.name: getattr(made, field.name) for field in dataclasses.fields(made)},
-        rows=TrainRows(batches, seed=config.seed, vocabulary=student.vocab_size, held_out=held_out),
+        rows=rows,
         epochs=steps * t.batch_rows / batches.rows,
         contrast=contrast,
         pairs=pairs,
-        identity=_identity(config, run, student, batches),
+        identity=_identity(config, run, student, batches) | of_teacher,
+        teacher=teacher,
     )
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdistill.data.rows import FIELDS
+from jaxdistill.data.topk import stored_shapes
 from jaxdistill.losses import Layout, chunked_cross_entropy, shift
 from jaxdistill.models import (
     Decoder,
@@ -29,29 +31,40 @@ from jaxdistill.models import (
 )
 from jaxdistill.parallel import mesh as meshes
 from jaxdistill.train.contrastive import Contrast
+from jaxdistill.train.distill import Distillation, metrics_of
 
 State = dict[str, Any]
 """`params`, `optimizer`, `step`, and `guard` (`mean_loss` of good steps, `skipped` bad ones, `skipped_in_row`): plain
 nested containers of arrays."""
 Batch = dict[str, Any]
-"""`tokens`, `regions`, `segment_ids`, `positions`, each [B, T]; `pairs`, a batch of pairs, where there are some."""
+"""`tokens`, `regions`, `segment_ids`, `positions`, each [B, T]; with stored distributions `data.topk.FIELDS`; `pairs`,
+a batch of pairs, where there are some."""
 PAIRS = "pairs"
+Taught = tuple[Distillation, Any, jax.Array]
 LOSS_MEMORY = 50
 """A loss is a spike against the running mean of about so many good steps, and not before there were so many."""
 
 
 def loss_sums(
-    model: Decoder, batch: Batch, region_weights: jax.Array, dropout_key: jax.Array | None = None
+    model: Decoder,
+    batch: Batch,
+    region_weights: jax.Array,
+    dropout_key: jax.Array | None = None,
+    taught: Taught | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(sum of weighted -log p, {count, hits}) over a batch of packed rows.
+    """(sum of weighted -log p, {count, hits}) over a batch of packed rows; with a teacher, its divergence is added.
 
     Args:
       region_weights: fp32 [3], the weight of prompt (0), thinking and answer tokens.
       dropout_key: for the dropout of adapters.
+      taught: the distillation, what the teacher says of the batch, and the step.
     """
     weights_BT = region_weights[batch["regions"].astype(jnp.int32)]
     targets_BT, weights_BT = shift(batch["tokens"], weights_BT, batch["segment_ids"])
     hidden_BTE = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key)
+    if taught is not None:
+        distillation, said, step = taught
+        return distillation.loss_sums(model, hidden_BTE, targets_BT, weights_BT, batch, said, step)
     # the logits of a whole batch never exist, and prompts cost nothing in the vocabulary
     total, count, found = chunked_cross_entropy(
         hidden_BTE,
@@ -74,19 +87,27 @@ def gradients(
     *,
     frozen: Any = None,
     dropout_key: jax.Array | None = None,
+    distillation: Distillation | None = None,
+    teacher: Any = None,
+    step: jax.Array | None = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Gradient of (sum / count) over the whole batch, however many micro-batches it is taken in.
 
     Args:
       params: what is trained, see `models.split_params`.
       frozen: the parameters that are not; none if absent.
+      distillation, teacher, step: if given, the loss has a divergence too; parameters of the teacher that it names.
     Returns:
       (gradient, {loss, count, accuracy}). Sums are added over micro-batches first and divided once.
     """
 
     def sums(params: Any, part: Batch, key: jax.Array | None) -> tuple[Any, dict[str, jax.Array]]:
+        taught = None
+        if distillation is not None:
+            assert step is not None
+            taught = distillation, distillation.read(part, teacher), step
         (total, more), gradient = jax.value_and_grad(
-            lambda p: loss_sums(with_params(model, join_params(p, frozen or {})), part, region_weights, key),
+            lambda p: loss_sums(with_params(model, join_params(p, frozen or {})), part, region_weights, key, taught),
             has_aux=True,
         )(params)
         return gradient, {"total": total} | more
@@ -97,7 +118,9 @@ def gradients(
         # every device gives an equal share of its own rows to each part, so that none of them has to move
         parts = {
             k: meshes.constrain(
-                v.reshape(-1, micro_batches, v.shape[1]).swapaxes(0, 1), (None, "batch", "sequence"), model.mesh
+                v.reshape(-1, micro_batches, *v.shape[1:]).swapaxes(0, 1),
+                (None, "batch", "sequence", *(None,) * (v.ndim - 2)),
+                model.mesh,
             )
             for k, v in batch.items()
         }
@@ -110,6 +133,8 @@ def gradients(
     # a batch without a single trained token gives a zero gradient, not NaN
     count = jnp.maximum(found["count"], 1e-9)
     metrics = {"loss": found["total"] / count, "count": found["count"], "accuracy": found["hits"] / count}
+    if distillation is not None:
+        metrics |= metrics_of(found)
     return jax.tree.map(lambda g: g / count, gradient), metrics
 
 
@@ -124,8 +149,11 @@ def make_step(
     schedule: optax.Schedule | None = None,
     spike: float | None = None,
     contrast: Contrast | None = None,
+    distillation: Distillation | None = None,
 ) -> jax.stages.Wrapped:
-    """The compiled step (state, batch, frozen parameters or nothing) -> (state, metrics); donates the state's buffers.
+    """The compiled step (state, batch, frozen parameters, teacher's parameters) -> (state, metrics).
+
+    It donates the state's buffers; the last two are left out where there are none.
 
     A step is bad if its loss or gradient is not finite, or its loss is a spike. Parameters and optimizer state then
     stay as they were, to the bit, and `metrics["bad"]` is 1; this is decided on the devices, and nobody waits for it.
@@ -139,11 +167,20 @@ def make_step(
     weights = jnp.array((0.0, *region_weights), jnp.float32)
     dropout = model.lora is not None and model.lora.dropout > 0
 
-    def step(state: State, batch: Batch, frozen: Any = None) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, batch: Batch, frozen: Any = None, teacher: Any = None) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"]) if dropout else None
         batch, pairs = {k: v for k, v in batch.items() if k != PAIRS}, batch.get(PAIRS)
         gradient, metrics = gradients(
-            model, state["params"], batch, weights, micro_batches, frozen=frozen, dropout_key=key
+            model,
+            state["params"],
+            batch,
+            weights,
+            micro_batches,
+            frozen=frozen,
+            dropout_key=key,
+            distillation=distillation,
+            teacher=teacher,
+            step=state["step"],
         )
         if contrast is not None:
             assert pairs is not None
@@ -244,9 +281,14 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, shardings: 
     return {"params": params, "optimizer": state} | jax.device_put(rest, {k: shardings[k] for k in rest})
 
 
-def put_batch(rows_of: Callable[[slice], dict[str, np.ndarray]], shape: tuple[int, int], mesh: Mesh) -> Batch:
-    """A global batch on the mesh; every host reads the rows of its own devices only."""
-    where = meshes.sharding(mesh, ("batch", "sequence"), shape=shape, name="batch")
+def put_batch(
+    rows_of: Callable[[slice], dict[str, np.ndarray]], shape: tuple[int, int], mesh: Mesh, topk: int | None = None
+) -> Batch:
+    """A global batch on the mesh; every host reads the rows of its own devices only.
+
+    Args:
+      topk: tokens of the teacher's stored distributions, if they are to come along.
+    """
     read: dict[tuple[int, int], dict[str, np.ndarray]] = {}
 
     def part(name: str, index: tuple[slice, ...] | None) -> np.ndarray:
@@ -256,5 +298,7 @@ def put_batch(rows_of: Callable[[slice], dict[str, np.ndarray]], shape: tuple[in
             read[first, last] = rows_of(slice(first, last))
         return read[first, last][name][:, index[1]]
 
-    names = ("tokens", "regions", "segment_ids", "positions")
-    return {n: jax.make_array_from_callback(shape, where, lambda i, n=n: part(n, i)) for n in names}
+    shapes = dict.fromkeys(FIELDS, shape) | ({n: (*shape, *s) for n, s in stored_shapes(topk).items()} if topk else {})
+    axes = ("batch", "sequence", None)
+    where = {n: meshes.sharding(mesh, axes[: len(s)], shape=s, name="batch") for n, s in shapes.items()}
+    return {n: jax.make_array_from_callback(s, where[n], lambda i, n=n: part(n, i)) for n, s in shapes.items()}

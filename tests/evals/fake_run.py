@@ -5,6 +5,7 @@ python tests/evals/fake_run.py FOLDER     # a whole run, its report and the repo
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -15,8 +16,8 @@ from typing import Any
 from jaxdistill import config as configuration
 from jaxdistill.config import RunConfig, fingerprint
 from jaxdistill.demo.task import make_problems
-from jaxdistill.evals import facts, statistics
-from jaxdistill.evals.evaluate import correct_by_problem, summarise
+from jaxdistill.evals import facts
+from jaxdistill.evals.summary import compare, summarise
 from jaxdistill.records import (
     Problem,
     RunDir,
@@ -72,6 +73,7 @@ def make_run(folder: Path, *, problems: int = 1200, held_out: int = 500) -> tupl
     }.items():
         add_training(each, rng, floor=0.9 if name == "answer_only" else 0.08)
     add_evaluation(run, rng)
+    add_ablations(run)
     return config, run
 
 
@@ -177,9 +179,20 @@ def add_training(run: RunDir, rng: random.Random, floor: float, steps: int = 900
             "tokens": 188_400,
             "packing_efficiency": 0.948,
             "trained_share": 0.52,
+            "length_histograms": {
+                "edges": [8, 12, 16, 24, 32, 48, 64],
+                "prompt": [0, 0, 40, 900, 1000, 140],
+                "thinking": [0, 10, 400, 1300, 370, 0],
+                "answer": [2080, 0, 0, 0, 0, 0],
+            },
+            "thinking_tokens": 60_000,
+            "answer_tokens": 22_000,
             "wall_seconds": 2.3,
         },
     )
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    held = [{"step": s, "rows": 16, "loss": 0.4 + 3 / s, "accuracy": 0.8 - 60 / s} for s in range(100, steps + 1, 100)]
+    (run.checkpoints / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held))
     lines = []
     for step in range(10, steps + 1, 10):
         rate = 2e-3 * min(1.0, step / 30) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -188,6 +201,7 @@ def add_training(run: RunDir, rng: random.Random, floor: float, steps: int = 900
             "loss": (4.2 - floor) * math.exp(-step / 110) + floor + 0.25 * math.exp(-step / 400) * rng.random(),
             "learning_rate": rate,
             "gradient_norm": 0.4 + rng.random(),
+            "accuracy": 1 - 0.6 * math.exp(-step / 200) - floor / 3,
             "tokens": step * 16 * 512,
             "trained_tokens": step * 16 * 260,
             "seconds": step * 0.19,
@@ -213,12 +227,11 @@ def add_evaluation(run: RunDir, rng: random.Random, models: tuple[str, ...] = tu
     for model in models:
         scores = [_score(model, problem, rng) for problem in held_out]
         add_scores(run, model, scores)
-        outcomes[model] = correct_by_problem(scores)
+        outcomes[model] = scores
         counts[model] = summarise(scores, 11.0 + 3 * rng.random()) | {"checkpoint": f"{run.root}/export"}
+        counts[model]["faithfulness"] = fake_faithfulness(SKILL[model])
     compared = {
-        m: vars(statistics.compare(outcomes["student"], outcomes[m]))
-        for m in outcomes
-        if m != "student" and "student" in outcomes
+        m: compare(outcomes["student"], outcomes[m]) for m in outcomes if m != "student" and "student" in outcomes
     }
     _finish(
         run.evaluation,
@@ -230,8 +243,65 @@ def add_evaluation(run: RunDir, rng: random.Random, models: tuple[str, ...] = tu
             "compared": compared,
             "skipped": {},
             "seconds": 49.0,
+            "benchmarks": add_benchmark(run, rng, held_out[: len(held_out) // 2], models),
         },
     )
+
+
+def fake_faithfulness(skill: float) -> dict[str, Any]:
+    names = {"none": 0.1, "first 0.25": 0.15, "first 0.5": 0.3, "first 0.75": 0.5, "whole": 1.0, "random digits": 0.05}
+    variants = {name: {"probability": share * skill, "says": share * skill} for name, share in names.items()}
+    gain = {"value": 0.9 * skill, "low": 0.9 * skill - 0.05, "high": min(1.0, 0.9 * skill + 0.05)}
+    return {"responses": 64, "variants": variants, "gain": gain, "follows_mistake": skill}
+
+
+def add_benchmark(run: RunDir, rng: random.Random, asked: list[Problem], models: tuple[str, ...]) -> dict[str, Any]:
+    """A benchmark with four samples a problem."""
+    asked = [dataclasses.replace(p, domain=("number theory", "geometry")[i % 2]) for i, p in enumerate(asked)]
+    domains = {p.id: p.domain for p in asked}
+    scores = {
+        model: [dataclasses.replace(_score(model, p, rng), sample=s) for p in asked for s in range(4)]
+        for model in models
+    }
+    for model, each in scores.items():
+        write_records(run.evaluation / "benchmarks" / "math500" / model / "scores.parquet", Score, each)
+    write_records(run.evaluation / "benchmarks" / "math500" / "problems" / "problems.parquet", Problem, asked)
+    found = {m: summarise(each, 9.0, domains=domains) | {"checkpoint": ""} for m, each in scores.items()}
+    return {
+        "math500": {
+            "title": "MATH-500",
+            "problems": len(asked),
+            "samples": 4,
+            "in_training": 3,
+            "models": found,
+            "compared": {},
+        }
+    }
+
+
+def add_ablations(run: RunDir) -> None:
+    rows = []
+    for name, value in (("reasoning", 0.78), ("answer_only", 0.16), ("shuffled_steps", 0.31), ("wrong_answers", 0.7)):
+        own = name == "reasoning"
+        rows.append(
+            {
+                "name": name,
+                "seeds": 3,
+                "accuracy": value,
+                "low": value - 0.05,
+                "high": value + 0.05,
+                "by_seed": [value - 0.02, value, value + 0.02],
+                "difference": None if own else value - 0.78,
+                "difference_low": None if own else value - 0.84,
+                "difference_high": None if own else value - 0.72,
+                "examples": 2080,
+                "thinking_tokens": 28.1,
+                "trained_tokens": 82_000,
+                "steps": 900,
+                "output_tokens": 41.0,
+            }
+        )
+    write_json(run.root / "ablations" / "ablations.json", {"heldout": 500, "match": "epochs", "rows": rows})
 
 
 def add_scores(run: RunDir, model: str, scores: list[Score]) -> None:

@@ -11,8 +11,10 @@ from jaxdistill import config as configuration
 from jaxdistill import tokenization
 from jaxdistill.data.tokenizer import train_tokenizer
 from jaxdistill.demo.task import make_problems
-from jaxdistill.evals import evaluate as module
-from jaxdistill.evals.evaluate import evaluate, find_subjects, summarise, table
+from jaxdistill.evals.evaluate import evaluate
+from jaxdistill.evals.sampling import sample_seed
+from jaxdistill.evals.subjects import find_subjects
+from jaxdistill.evals.summary import summarise, table
 from jaxdistill.records import Problem, RunDir, Score, read_records, write_records
 from jaxdistill.traces import engines
 
@@ -225,7 +227,7 @@ def test_samples_have_seeds_of_their_own(config, run, engine, tmp_path):
     assert (sampling.temperature, sampling.max_tokens) == (1.0, 77)
     assert sampling.stop_ids == [tokenization.load_tokenizer(str(run.export)).eos_token_id]
     # the seed of a sample is the same when more samples are drawn
-    assert requests[3].seed == module._seed(0, "demo:1", 0)
+    assert requests[3].seed == sample_seed(0, "demo:1", 0)
     student = counts["models"]["student"]
     assert (student["problems"], student["correct"]) == (12, 36)
     assert student["low"] == pytest.approx(counts["models"]["teacher"]["low"]) and student["low"] < 0.8, (
@@ -277,3 +279,100 @@ def test_the_table_is_aligned(capsys):
     assert lines[1].endswith("█" * 24) and lines[2].endswith("█" * 18 + "░" * 6)
     assert lines[0].index("tokens") + len("tokens") == lines[1].index("    60") + 6
     assert table({}) == []
+
+
+# -------------------------------------------------------------------------------- benchmarks, samples, quality
+
+
+def benchmark_file(folder: Path) -> Path:
+    """Four of the engine's questions as JSON lines."""
+    path = folder / "mine.jsonl"
+    rows = [{"problem": q, "answer": a, "domain": f"d{i % 2}"} for i, (q, a, _) in enumerate(make_problems(4, seed=1))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_benchmarks_are_answered_with_the_held_out_problems(run, engine, tmp_path, capsys):
+    teacher = make_checkpoint(tmp_path / "teacher")
+    mine = {"name": "mine", "kind": "jsonl", "path": str(benchmark_file(tmp_path))}
+    training = held_out(1)
+    write_records(run.problems / "problems.parquet", Problem, training)
+    students = (run.export,)
+    engine.spoil = lambda checkpoint, number, solution: (
+        solution.rpartition("{")[0] + "{1000}." if checkpoint in students and number >= 12 else solution,
+        "stop",
+    )
+    counts = evaluate(make_config(teacher, benchmarks=[mine]), run)
+    found = counts["benchmarks"]["mine"]
+    assert counts["models"]["student"]["accuracy"] == 1.0 and found["models"]["student"]["accuracy"] == 0.0
+    assert found["models"]["teacher"]["accuracy"] == 1.0 and found["problems"] == 4 and found["in_training"] == 1
+    assert found["compared"]["teacher"]["difference"] == -1.0 and found["compared"]["teacher"]["losses"] == 4
+    assert list(found["models"]["student"]["domains"]) == ["d0", "d1"]
+    assert [len(requests) for _, requests, _ in engine.calls] == [16] * 4, "one start of the engine a model"
+    assert "1 of them among the training problems" in capsys.readouterr().out
+    engine.calls.clear()
+    more = [mine, mine | {"name": "again", "max_tokens": 99}]
+    evaluate(make_config(teacher, benchmarks=more), run)
+    assert [(len(requests), sampling.max_tokens) for _, requests, sampling in engine.calls] == [(4, 99)] * 4, (
+        "what was answered is not asked again"
+    )
+
+
+def test_benchmarks_alone(run, engine, tmp_path):
+    mine = {"name": "mine", "kind": "jsonl", "path": str(benchmark_file(tmp_path))}
+    counts = evaluate(make_config(make_checkpoint(tmp_path / "teacher"), problems=None, benchmarks=[mine]), run)
+    assert counts["heldout"] == 0 and counts["models"] == {} and counts["benchmarks"]["mine"]["problems"] == 4
+
+
+def test_several_samples_and_seeds(run, engine, tmp_path):
+    """The student is right in its first sample of each seed alone."""
+    engine.spoil = lambda checkpoint, number, solution: (
+        solution if number % 2 == 0 else solution.rpartition("{")[0] + f"{{{1000 + number % 4}}}.",
+        "stop",
+    )
+    settings = {"samples": 2, "seeds": 2, "temperature": 1.0, "models": ["student"]}
+    counts = evaluate(make_config(make_checkpoint(tmp_path / "teacher"), **settings), run)
+    student = counts["models"]["student"]
+    assert counts["samples"] == 4 and student["accuracy"] == 0.5 and student["by_seed"] == [0.5, 0.5]
+    assert student["pass_at"]["1"]["value"] == 0.5 and student["pass_at"]["4"]["value"] == 1.0
+    assert student["pass_at"]["2"]["value"] == pytest.approx(1 - 1 / 6)
+    assert student["maj_at"]["4"]["value"] == 1.0, "two votes for the right answer, one for each wrong one"
+    requests = engine.calls[0][1]
+    assert [r.seed for r in requests[:4]] == [sample_seed(s, "demo:0", i) for s in (0, 1) for i in (0, 1)]
+
+
+def test_alike_samples_and_unknown_sets_are_refused():
+    with pytest.raises(ValueError, match="3 samples at temperature 0 are all alike"):
+        make_config(None, samples=3)
+    with pytest.raises(ValueError, match="neither `problems` nor `benchmarks`"):
+        make_config(None, problems=None)
+    with pytest.raises(ValueError, match="a name comes twice"):
+        make_config(None, benchmarks=[{"name": "mmlu"}, {"name": "mmlu"}])
+
+
+def test_a_tokenizer_that_loses_the_tags_is_named(config, run, engine):
+    path = run.export / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["normalizer"] = {"type": "Replace", "pattern": {"String": "think"}, "content": ""}
+    data["added_tokens"] = [t for t in data["added_tokens"] if "think" not in t["content"]]
+    for tag in ("<think>", "</think>"):
+        data["model"]["vocab"].pop(tag, None)
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"export: the tokenizer of student does not keep <think> and </think>"):
+        evaluate(config, run)
+
+
+def test_the_student_reads_itself(tmp_path):
+    """The real decoder and the real reader, on the demo teacher: quality, and best-of-n by likelihood."""
+    found = RunDir(tmp_path / "run")
+    write_records(found.problems / "heldout" / "problems.parquet", Problem, held_out(4))
+    settings = {"quality": {"problems": 3}, "models": ["teacher"], "max_tokens": 96, "batch": 8}
+    more = {"samples": 2, "temperature": 0.7, "best_of": "likelihood"}
+    config = make_config(Path("demo"), **settings, **more)
+    config = configuration.build(configuration.to_dict(config) | {"traces": {"engine": "jax", "teacher": "demo"}})
+    teacher = evaluate(config, found)["models"]["teacher"]
+    assert teacher["accuracy"] >= 0.75 and teacher["quality"]["well_formed"] >= 0.75
+    assert teacher["faithfulness"]["responses"] == 3 and teacher["faithfulness"]["gain"]["value"] > 0.3
+    assert 0 <= teacher["best_of_n"]["low"] <= teacher["best_of_n"]["value"] <= 1
+    scores = list(read_records(found.evaluation / "teacher", Score))
+    assert all(score.likelihood < 0 for score in scores)

@@ -18,6 +18,8 @@ from jaxdistill.evals.report import bars, headline, p_value, render, report, wat
 from jaxdistill.records import Problem, RunDir, Score, Trace, Verdict, read_records, write_records
 from tests.evals import fake_run
 
+CHARTS = 11
+"""Loss, rate, token accuracy, throughput, two while training, lengths, tokens, difficulty, two of early answers."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -99,7 +101,18 @@ def test_a_whole_run_shows_all_its_parts(full):
         assert f"{100 * score:.1f}%" in text, name
     assert "data.response: answer" in text and "train.optimizer.learning_rate: 0.001" in text
     assert "demo @ sha256:8c5f7a1e90b2d346" in text and "row_tokens: 512" in text
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == CHARTS
+    for part in ("MATH-500", "3 of them among the training problems", "pass@4", "maj@4", "Ablations", "shuffled_steps"):
+        assert part in text, part
+    for part in (
+        "Well formed",
+        "Follows a mistake",
+        "Throughput",
+        "Tokens of an example",
+        "How often the teacher",
+        "Cost",
+    ):
+        assert part in text, part
 
 
 def test_the_page_is_well_formed_and_loads_nothing(full, empty):
@@ -123,7 +136,7 @@ def test_equal_runs_give_equal_pages(full):
 def test_an_empty_run_says_so_everywhere(empty):
     text = text_of(empty)
     assert "No model has been evaluated yet." in text
-    assert text.count("not run yet") == 7 + 5, "seven stages, five sections"
+    assert text.count("not run yet") == 7 + 8, "seven stages, eight sections"
     assert "<svg" not in empty
 
 
@@ -409,7 +422,7 @@ def browse(tmp_path, page: str, *flags: str) -> subprocess.CompletedProcess:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_chromium_has_nothing_to_say(full, tmp_path):
     done = browse(tmp_path, full[2])
-    assert done.stdout.count("<svg") == 3
+    assert done.stdout.count("<svg") == CHARTS
     assert "CONSOLE" not in done.stderr
     # a check that cannot fail is a defect: the same page with a fault in it
     broken = full[2].replace("</body>", "<img src='https://example.invalid/x.png'></body>")

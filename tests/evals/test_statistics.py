@@ -6,7 +6,19 @@ import math
 
 import pytest
 
-from jaxdistill.evals.statistics import accuracy, compare, sign_test, wilson
+from jaxdistill.evals.statistics import (
+    accuracy,
+    best_of,
+    bootstrap,
+    bootstrap_seeds,
+    compare,
+    majority,
+    majority_at_k,
+    paired_difference,
+    pass_at_k,
+    sign_test,
+    wilson,
+)
 
 
 def test_wilson_by_hand():
@@ -105,3 +117,88 @@ def test_a_model_against_itself_is_all_ties():
     scores = {str(i): [i % 3 == 0] for i in range(50)}
     found = compare(scores, scores)
     assert (found.wins, found.losses, found.ties, found.p) == (0, 0, 50, 1.0)
+
+
+# ------------------------------------------------------------------------------------------- several samples
+
+
+@pytest.mark.parametrize(
+    ("n", "correct", "k", "expected"),
+    [
+        (5, 2, 1, 2 / 5),
+        (5, 2, 2, 1 - 3 / 10),  # C(3, 2) = 3 of C(5, 2) = 10 pairs hold no correct one
+        (5, 2, 4, 1.0),
+        (4, 0, 4, 0.0),
+        (10, 1, 5, 0.5),
+        (200, 3, 100, 1 - (100 * 99 * 98) / (200 * 199 * 198)),
+    ],
+)
+def test_pass_at_k_by_hand(n, correct, k, expected):
+    assert pass_at_k(n, correct, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_k_is_unbiased():
+    """Over all outcomes of n draws with chance p, its mean is 1 - (1 - p)^k; the plug-in estimate's is not."""
+    n, k, p = 6, 3, 0.3
+    weights = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
+    mean = sum(w * pass_at_k(n, c, k) for c, w in enumerate(weights))
+    assert mean == pytest.approx(1 - (1 - p) ** k, abs=1e-12)
+    plug_in = sum(w * (1 - (1 - c / n) ** k) for c, w in enumerate(weights))
+    assert abs(plug_in - mean) > 0.01
+
+
+def test_pass_at_k_refuses_what_cannot_be_estimated():
+    with pytest.raises(ValueError, match="pass@4 of 3 samples"):
+        pass_at_k(3, 1, 4)
+    with pytest.raises(ValueError, match="4 correct of 3"):
+        pass_at_k(3, 4, 1)
+
+
+def test_majority_by_hand():
+    assert majority(["7", "7", "8"], [True, True, False]) == 1.0
+    assert majority(["7", "8", "8"], [True, False, False]) == 0.0
+    assert majority(["7", "8"], [True, False]) == 0.5, "a tie is broken by chance"
+    assert majority([None, None, "7"], [False, False, True]) == 1.0, "no answer is no vote"
+    assert majority([None], [False]) == 0.0
+    # of three pairs, {7, 7} is right, and two are ties
+    assert majority_at_k(["7", "7", "8"], [True, True, False], 2) == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert majority_at_k(["7", "7", "8"], [True, True, False], 1) == pytest.approx(2 / 3)
+    many = [str(i % 2) for i in range(20)]
+    drawn = majority_at_k(many, [v == "1" for v in many], 10)
+    assert drawn == majority_at_k(many, [v == "1" for v in many], 10) and 0.3 < drawn < 0.7
+
+
+def test_best_of_by_hand():
+    assert best_of([-1.0, -0.5, -2.0], [False, True, False]) == 1.0
+    assert best_of([-0.5, -0.5], [False, True]) == 0.5
+
+
+def test_a_bootstrap_of_ones_and_zeros_has_the_binomials_width():
+    """The percentile interval of a mean of zeros and ones is the binomial's quantiles over n, but for noise."""
+    stats = pytest.importorskip("scipy.stats")
+    values = [float(i < 60) for i in range(200)]
+    found = bootstrap(values)
+    exact = stats.binom(200, 0.3).ppf([0.025, 0.975]) / 200
+    assert found.value == pytest.approx(0.3)
+    assert (found.low, found.high) == pytest.approx(tuple(exact), abs=0.0101)
+    assert bootstrap(values) == found
+    assert (bootstrap([1.0] * 20).low, bootstrap([1.0] * 20).high) == wilson(20, 20)
+    assert (bootstrap([]).low, bootstrap([]).high) == (0.0, 1.0)
+
+
+def test_pairing_takes_out_what_the_problems_have_in_common():
+    ours = {str(i): float(i % 2) for i in range(100)}
+    theirs = {str(i): float(i % 2 and i > 20) for i in range(100)} | {"other": 1.0}
+    gap = paired_difference(ours, theirs)
+    assert gap.problems == 100 and gap.value == pytest.approx(0.1)
+    assert 0 < gap.low < 0.1 < gap.high < 0.2
+    assert paired_difference({"a": 1.0}, {"b": 1.0}).problems == 0
+
+
+def test_seeds_that_differ_widen_the_interval():
+    np = pytest.importorskip("numpy")
+    same = np.tile(np.array([1.0, 0.0] * 50), (3, 1))
+    mean, low, high = bootstrap_seeds(same)
+    assert mean == 0.5 and (low, high) == pytest.approx((0.4, 0.6), abs=0.011)
+    apart = np.stack([np.ones(100), np.zeros(100), np.tile([1.0, 0.0], 50)])
+    assert bootstrap_seeds(apart)[1:] == pytest.approx((0.0, 1.0), abs=0.2)

@@ -125,6 +125,15 @@ def test_a_student_that_was_not_evaluated_says_so(exported):
     assert card.data.eval_results is None
 
 
+def test_benchmarks_have_a_table_of_their_own(exported):
+    config, shared = exported
+    found = {"mmlu": {"title": "MMLU", "problems": 300, "samples": 4, "models": {"student": score(0.5)}}}
+    finish(shared.evaluation, EVALUATION | {"heldout": 0, "models": {}, "benchmarks": found})
+    refresh_cards(config, shared)
+    assert "| MMLU | 300 | 4 | 50.0% | 40.0% to 60.0% |" in parsed(shared.export / "README.md").text
+    assert "Not measured." in parsed(shared.baseline("plain").export / "README.md").text
+
+
 def test_a_new_card_leaves_the_export_done(exported):
     """Its manifest, and what the evaluation calls the checkpoint's content, do not depend on the card."""
     config, shared = exported

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.losses import chunked_cross_entropy, cross_entropy
-from jaxdistill.losses import sweep as sweeping
+from jaxdistill.losses import chunked_cross_entropy, cross_entropy, products
 from jaxdistill.losses.sweep import Plan, sweep
 
 from . import reference
@@ -215,6 +214,25 @@ def test_blocks_that_do_not_divide_the_vocabulary(block, dtype, monkeypatch):
     hidden, projection, targets, _ = case(6)
     weights = np.ones(N, np.float32)
     want = differentiated(dtype=dtype)(hidden, projection, targets, weights)
-    monkeypatch.setattr(sweeping, "BLOCK", block)
+    monkeypatch.setattr(products, "BLOCK", block)
     found = differentiated.__wrapped__(dtype=dtype)(hidden, projection, targets, weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, want)
+
+
+def test_a_frozen_projection_costs_no_gradient_of_it():
+    rng = np.random.default_rng(8)
+    h, w = (jnp.asarray(rng.normal(0, 1, s).astype(np.float32)) for s in ((16, 64), (4096, 64)))
+    targets, weights = jnp.asarray(rng.integers(0, 4096, 16)), jnp.ones(16)
+
+    def loss(hidden, projection):
+        return chunked_cross_entropy(hidden, projection, targets, weights)[0]
+
+    both = jax.jit(jax.grad(loss, (0, 1))).lower(h, w).compile()
+    alone = jax.jit(jax.grad(loss)).lower(h, w).compile()
+    np.testing.assert_array_equal(both(h, w)[0], alone(h, w))
+    # as adapters see it: through a function of what is trained, within a scan
+    through = jax.jit(jax.grad(lambda a: jax.lax.scan(lambda c, x: (c + loss(a * x, w), None), 0.0, h[None])[0]))
+    np.testing.assert_allclose(through(jnp.ones(64)[None].repeat(16, 0)), alone(h, w) * h, rtol=1e-4, atol=1e-5)
+    used = [c.memory_analysis() for c in (alone, both)]
+    less, more = (u.temp_size_in_bytes + u.output_size_in_bytes for u in used)
+    assert more - less > 0.9 * w.nbytes

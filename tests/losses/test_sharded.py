@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdistill.losses import Layout, chunked_cross_entropy, chunked_distillation, topk_distillation
+from jaxdistill.losses import (
+    Layout,
+    chunked_cross_entropy,
+    chunked_distillation,
+    sorted_distillation,
+    topk_distillation,
+)
 from jaxdistill.parallel.mesh import RULES, make_mesh
 
 B, T, E, V, K = 8, 6, 16, 48, 5
@@ -46,6 +52,9 @@ def losses(layout):
         ),
         "topk": lambda h, w: topk_distillation(h, w, ids, logprobs, None, weights, targets=targets, **shared),
     }
+    highest = -jnp.sort(-logprobs, axis=-1)
+    tail = 1 - jnp.sum(jnp.exp(highest), axis=-1)
+    found["sorted"] = lambda h, w: sorted_distillation(h, w, highest, tail, weights, **shared)
     found["adaptive_kl"] = lambda h, w: chunked_distillation(
         h,
         w,

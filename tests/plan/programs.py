@@ -1,4 +1,4 @@
-"""A small program's text, as compilers write it."""
+"""Small programs, as compilers write them."""
 
 LOOP = """\
 HloModule jit_f, is_scheduled=true
@@ -29,5 +29,22 @@ ENTRY %main (a: f32[8,4], b: f32[4,4]) -> f32[8,4] {
   %init = (s32[], f32[8,4]{1,0}, f32[4,4]{1,0}) tuple(%zero, %a, %b)
   %loop = (s32[], f32[8,4]{1,0}, f32[4,4]{1,0}) while(%init), condition=%cond, body=%body
   ROOT %out = f32[8,4]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+CHOICE = """\
+%yes (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%no (q: f32[8,8]) -> f32[8,8] {
+  ROOT %q = f32[8,8]{1,0} parameter(0)
+}
+
+ENTRY %main (c: pred[], a: f32[8,8]) -> f32[8,8] {
+  %c = pred[] parameter(0)
+  %a = f32[8,8]{1,0} parameter(1)
+  ROOT %r = f32[8,8]{1,0} conditional(%c, %a, %a), BRANCHES
 }
 """

@@ -7,7 +7,7 @@ import pytest
 from jaxdistill.plan.costs import analyze
 from jaxdistill.plan.hlo import parse, replica_group
 from jaxdistill.plan.products import convolution_flops
-from tests.plan.programs import LOOP
+from tests.plan.programs import CHOICE, LOOP
 
 ONE = 2 * 8 * 4 * 4
 
@@ -28,6 +28,13 @@ def test_a_loop_of_unknown_length_is_asked_for_or_said():
     text = text.replace("body=%body", 'body=%body, metadata={op_name="jit(f)/chunks/while"}')
     assert analyze(text, 8).unknown_loops == {"jit(f)/chunks/while": 1}
     assert analyze(text, 8, lambda scope: 7.0 if scope.endswith("chunks/while") else None).flops == 7 * ONE
+
+
+@pytest.mark.parametrize(
+    "branches", ["true_computation=%yes, false_computation=%no", "branch_computations={%no, %yes}"]
+)
+def test_of_a_choice_the_true_branch_counts(branches):
+    assert analyze(CHOICE.replace("BRANCHES", branches), 1).flops == 2 * 8**3
 
 
 @pytest.mark.parametrize("unroll", [1, 2])

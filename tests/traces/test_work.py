@@ -154,6 +154,9 @@ def test_a_template_that_leaves_the_problem_out_or_fails_is_named(checkpoint):  
         WorkList(config, make_problems(1), broken)
 
 
+SERVER = {"urls": ["http://a/v1"], "api": "completions"}
+
+
 @pytest.mark.parametrize(
     ("traces", "message"),
     [
@@ -169,8 +172,15 @@ def test_a_template_that_leaves_the_problem_out_or_fails_is_named(checkpoint):  
         ({"until_kept": 1}, r"needs `traces\.max_samples`"),
         ({"until_kept": 1, "max_samples": 1, "samples": 2}, "at least samples=2"),
         ({"until_kept": 1, "max_samples": 4, "temperature": 0.0}, "always draws the same"),
-        ({"logprobs": 4}, "needs engine vllm, or engine server"),
-        ({"logprobs": 21, "engine": "vllm"}, "0 to 20"),
+        (
+            {"logprobs": 4, "engine": "server", "server": SERVER | {"api": "chat"}},
+            "needs engine vllm or jax, or engine",
+        ),
+        ({"logprobs": 21, "engine": "server", "server": SERVER}, "0 to 20"),
+        ({"logprobs": 1025, "engine": "vllm"}, "0 to 1024"),
+        ({"logprobs_kind": "random", "engine": "vllm"}, "random needs engine jax"),
+        ({"logprobs_temperature": 2.0, "engine": "vllm"}, "other than 1 needs logprobs_kind top, and engine jax"),
+        ({"logprobs_kind": "random", "engine": "import"}, r"traces\.scorer: jax"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(traces, message):

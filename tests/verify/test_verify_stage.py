@@ -326,6 +326,8 @@ def test_redo_keeps_what_was_found_and_replaces_the_rest(tmp_path, asked):
     assert [f.name for f in run.verdicts.iterdir()] == ["cache"]
     pipeline.run_command("verify", changed)
     assert asked == [] and verdict_bytes(run) == before
+    pipeline.redo("generate", changed)
+    assert not run.traces.exists() and [f.name for f in run.verdicts.iterdir()] == ["cache"]
 
 
 # -------------------------------------------------------------------------------------------------- bad input
