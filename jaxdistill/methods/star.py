@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from jaxdistill import hub
-from jaxdistill.config import RunConfig, StarConfig, build, to_dict
+from jaxdistill.config import RunConfig, StarConfig, build, fingerprint, to_dict
 from jaxdistill.methods.hints import hinted, write_rationalized
 from jaxdistill.progress import say
 from jaxdistill.records import Problem, RunDir, Verdict, atomic_file, read_manifest, read_records, write_json
@@ -143,10 +143,11 @@ def _rationalize(config: RunConfig, this: Round, run: Run) -> dict[str, int]:
     failed = [p for p in read_records(this.run.problems, Problem) if p.answer and p.id not in solved]
     if not failed:
         return {"kept": 0, "shows_hint": 0}
-    questions = this.asked.root / "hints.jsonl"
-    lines = (
+    lines = [
         {"id": p.id, "problem": hinted(p, config.star.hint), "answer": p.answer, "domain": p.domain} for p in failed
-    )
+    ]
+    # the name says what is in it, so that other questions are another config, and nothing of them is mixed up
+    questions = this.asked.root / f"hints-{fingerprint(lines)}.jsonl"
     with atomic_file(questions) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
     path = _write_config(this.config("rationalize"), rationalize_config(config, this, questions))

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -82,6 +83,7 @@ class Stopped(BaseException):
     """As a kill, it is caught by nobody."""
 
 
+@pytest.mark.slow
 def test_killed_inside_a_stage_and_between_all_of_them_a_round_is_finished(tmp_path, capsys):
     path = tiny_config(tmp_path, **SECTIONS)
     run = Round(1, tmp_path / "run").run
@@ -90,7 +92,9 @@ def test_killed_inside_a_stage_and_between_all_of_them_a_round_is_finished(tmp_p
     while process.poll() is None and not (journal.is_file() and journal.read_bytes().count(b"\n") > 2):
         time.sleep(0.01)
     if process.poll() is None:
+        family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
+        psutil.wait_procs(family, timeout=60)  # its lock goes with the last of them
     process.wait()
     done: list[tuple[str, str]] = []
 
