@@ -20,7 +20,13 @@ if "jax" in sys.modules:
     raise RuntimeError("jax was imported before tests/conftest.py; a pytest plugin does it: run with -p no:NAME.")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+XLA = [
+    "--xla_force_host_platform_device_count=8",
+    # eight devices that wait for each other on a busy machine need more than XLA's 40 s before it ends the process
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+]
+os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *XLA])
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of the tests' time is compiling
 os.environ["MPLBACKEND"] = "agg"
 

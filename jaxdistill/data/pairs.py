@@ -94,7 +94,7 @@ def changed(text: Text) -> Text | None:
 
 
 def find_pairs(settings: PairsConfig, taken: list[Taken]) -> tuple[list[Pair], dict[str, int]]:
-    """The pairs of all runs, and counts: `pairs`, `edited`, and `problems_without` any.
+    """The pairs of all runs, and how many problems have none, `problems_without`.
 
     Raises:
       ValueError: not one problem has a pair.
@@ -122,8 +122,7 @@ def find_pairs(settings: PairsConfig, taken: list[Taken]) -> tuple[list[Pair], d
             "traces.temperature), or set data.pairs.edits: true."
         )
     paired = {pair.chosen.trace_id.rsplit("/", 2)[0] for pair in found}
-    counts = {"pairs": len(found), "edited": sum(p.edited for p in found), "problems_without": problems - len(paired)}
-    return found, counts
+    return found, {"problems_without": problems - len(paired)}
 
 
 def _by_problem(part: Taken) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -163,9 +162,15 @@ def write_pairs(data: DataConfig, run: RunDir, taken: list[Taken], job: Job, row
         filled = (packing.fill_row([e for i in row for e in left[i]], row_tokens) for row in packed)
         rows.write_rows(temporary, filled)
     _write_origins(run.tokens / ORIGINS, left, packed)
-    counts |= {"rows": len(packed), "tokens": int(sizes[fits].sum()), "overlong_dropped": int((~fits).sum())}
+    counts |= {
+        "pairs": int(fits.sum()),
+        "edited": sum(pair.edited for pair, fit in zip(found, fits, strict=True) if fit),
+        "overlong_dropped": int((~fits).sum()),
+        "rows": len(packed),
+        "tokens": int(sizes[fits].sum()),
+    }
     progress.say(
-        f"  {int(fits.sum()):,} pairs in {len(packed):,} rows ({counts['edited']:,} of the wrong traces made by an "
+        f"  {counts['pairs']:,} pairs in {len(packed):,} rows ({counts['edited']:,} of the wrong traces made by an "
         f"edit); {counts['problems_without']:,} problems have no pair"
     )
     return counts

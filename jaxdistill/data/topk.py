@@ -36,6 +36,8 @@ LAST = (1 << 16) - 1
 FIELDS = ("topk_ids", "topk_codes", "topk_tail")
 """What `TopK.unpack` gives: int32 [T, k], uint16 [T, k], uint16 [T]."""
 
+STORED_DTYPES = dict(zip(FIELDS, (np.int32, np.uint16, np.uint16), strict=True))
+
 
 def stored_shapes(k: int) -> dict[str, tuple[int, ...]]:
     """Of `FIELDS`, behind the axes that count tokens."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from jaxdistill import progress
 
 # what tracing the train step imports
-COMMON = ("jax", "jaxlib", "flax", "optax", "qwix", "pydantic", "PyYAML", "jaxtyping", "numpy", "ml_dtypes")
+COMMON = ("jax", "jaxlib", "flax", "optax", "qwix", "pydantic", "PyYAML", "jaxtyping", "numpy", "ml_dtypes", "pyarrow")
 COMPILERS = {
     "tpu": ("jax[tpu]=={jax}",),
     # what is needed without a device: the plugin and ptxas, and none of the gigabytes of libraries that it would call

@@ -18,6 +18,10 @@ class Job:
     """Section `student.lora`."""
     train: dict[str, Any]
     """Section `train`."""
+    teacher: dict[str, Any] | None = None
+    """The shape of the teacher that is distilled online, if there is one."""
+    topk: int | None = None
+    """Tokens of a stored distribution, where there are some."""
     row_tokens: int
     steps: int
     seed: int

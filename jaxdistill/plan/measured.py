@@ -81,8 +81,8 @@ def _run(job: Job, topology: Topology) -> Measured:
     from jaxdistill.plan.worker import make_described
     from jaxdistill.train.program import abstract_inputs
 
-    made, base_dtype = make_described(job, topology)
-    inputs = abstract_inputs(made, base_dtype)
+    made, dtypes = make_described(job, topology)
+    inputs = abstract_inputs(made, **dtypes)
     compiled = made.step.lower(*inputs).compile()
     text = compiled.as_text()
     assert text is not None
@@ -100,14 +100,14 @@ def _run(job: Job, topology: Topology) -> Measured:
     ready = jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, inputs)).lower().compile()
     ctypes.CDLL(None).malloc_trim(0)
     before = _resident("VmRSS")
-    state, batch, frozen = jax.block_until_ready(ready())
+    state, *others = jax.block_until_ready(ready())
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    state, _ = jax.block_until_ready(compiled(state, batch, frozen))
+    state, _ = jax.block_until_ready(compiled(state, *others))
     peak = _resident("VmHWM") - before
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            state, metrics = jax.block_until_ready(compiled(state, batch, frozen))
+            state, metrics = jax.block_until_ready(compiled(state, *others))
         seconds = time.monotonic() - begun
         flops = executed_flops(text, Path(folder))
     return Measured(bytes=peak, flops=flops, seconds=seconds, loss=float(metrics["loss"]))

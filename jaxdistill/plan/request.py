@@ -74,6 +74,8 @@ def make_job(
         student=shape,
         lora=to_dict(config.student.lora) if config.student.lora else None,
         train=train,
+        teacher=teacher_of(config),
+        topk=config.data.topk if config.train.distill and config.train.distill.source == "stored" else None,
         row_tokens=rows,
         steps=steps_of(config) or 1000,
         seed=config.seed,
@@ -84,20 +86,35 @@ def make_job(
 
 def student_of(config: RunConfig) -> dict[str, Any]:
     """The student's shape in Hugging Face's keys, from a `config.json` alone; its weights need not be here."""
-    from jaxdistill.models.published import PUBLISHED
-
     student = config.student
     if student.init is None:
         given = {k: v for k, v in to_dict(student.architecture).items() if v is not None}
         return given | {"vocab_size": _vocabulary(config)}
+    return shape_of(student.init, student.revision)
+
+
+def teacher_of(config: RunConfig) -> dict[str, Any] | None:
+    """The shape of the teacher that runs beside the student, if one does."""
+    d = config.train.distill
+    if d is None or d.source != "online":
+        return None
+    return shape_of(d.teacher or str(config.traces.teacher), d.revision if d.teacher else config.traces.revision)
+
+
+def shape_of(checkpoint: str, revision: str | None) -> dict[str, Any]:
+    """A checkpoint's `config.json`: of a folder, a published one by its name, or from the hub."""
+    from jaxdistill.models.published import PUBLISHED
+
+    if checkpoint == hub.DEMO:
+        return hub.read_config(hub.demo_teacher())
     for file in (hub.SHAPE, "config.json"):
-        path = Path(student.init) / file
+        path = Path(checkpoint) / file
         if path.is_file():
             return json.loads(path.read_bytes())
-    name = student.init.rpartition("/")[2]
+    name = checkpoint.rpartition("/")[2]
     if name in PUBLISHED:
         return PUBLISHED[name][0]
-    return hub.read_config(hub.fetch(student.init, student.revision, weights=False))
+    return hub.read_config(hub.fetch(checkpoint, revision, weights=False))
 
 
 def _vocabulary(config: RunConfig) -> int:

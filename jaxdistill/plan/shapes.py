@@ -79,7 +79,7 @@ class Sizes:
     def matrix_flops(self) -> float:
         """Of one device and step, without attention's scores."""
         lora, remat = self.made.lora, self.made.model.remat
-        layer = self._layer_weights()
+        layer = self._layer_weights(self.config)
         weights = sum(layer.values())
         # gradients by inputs and by weights; adapters train their own weights alone
         products = 2 * weights if lora is None else weights
@@ -89,8 +89,18 @@ class Sizes:
         products += weights
         adapters = self._adapter_weights(lora)
         total = 2.0 * self.tokens * self.config.num_layers * (products + 4 * adapters) / self.tensor
-        head = 2.0 * 3 * self.config.hidden_size * self.columns * self.chunks * self.chunk
-        return self.micro_batches * (total + head)
+        # logits, and gradients by hidden states and by the projection, which adapters leave frozen
+        head = 2.0 * (3 if lora is None else 2) * self.config.hidden_size * self.columns * self.chunks * self.chunk
+        return self.micro_batches * (total + head + self._teacher_flops())
+
+    def _teacher_flops(self) -> float:
+        """One pass forward, and the projection of what is trained."""
+        d = self.made.distillation
+        if d is None or d.teacher is None:
+            return 0.0
+        c = d.teacher.config
+        layers = c.num_layers * sum(self._layer_weights(c).values()) * self.tokens / self.tensor
+        return 2.0 * (layers + c.hidden_size * self.columns * self.chunks * self.chunk)
 
     def attention_flops(self) -> float:
         """Scores and weighted values of one device and step, where they are written in JAX; 0 for kernels."""
@@ -119,8 +129,8 @@ class Sizes:
             total += rows * T * ((near + 1) / 2 if near == self.segment else near - near * near / (2 * self.segment))
         return total
 
-    def _layer_weights(self) -> dict[str, int]:
-        c = self.config
+    @staticmethod
+    def _layer_weights(c: ModelConfig) -> dict[str, int]:
         q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         sizes = {"q": q, "k": kv, "v": kv, "o": q}
         mlp = dict.fromkeys(("gate", "up", "down"), c.intermediate_size)
@@ -132,5 +142,5 @@ class Sizes:
         return sum(lora.rank * (self._sides(name)[0] + self._sides(name)[1]) for name in lora.targets)
 
     def _sides(self, name: str) -> tuple[int, int]:
-        c: ModelConfig = self.config
-        return c.hidden_size, self._layer_weights()[name] // c.hidden_size
+        c = self.config
+        return c.hidden_size, self._layer_weights(c)[name] // c.hidden_size

@@ -63,12 +63,12 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
     from jaxdistill.train.flops import FlopCounter
     from jaxdistill.train.program import abstract_inputs
 
-    made, base_dtype = make_described(job, topology)
+    made, dtypes = make_described(job, topology)
     mesh = made.mesh
-    state, batch, frozen = abstract_inputs(made, base_dtype)
+    state, batch, frozen, teacher = abstract_inputs(made, **dtypes)
     sizes = Sizes(made, job.train["micro_batches"], job.trained_share, job.segment_tokens)
     begun = time.monotonic()
-    lowered = made.step.lower(state, batch, frozen)
+    lowered = made.step.lower(state, batch, frozen, teacher)
     options: Any = {"exec_time_optimization_effort": EFFORT} if job.quick else None
     compiled = lowered.compile(compiler_options=options)
     seconds = time.monotonic() - begun
@@ -85,6 +85,7 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
         "params": device_bytes(state["params"]),
         "optimizer": device_bytes(state["optimizer"]),
         "frozen": device_bytes(frozen),
+        "teacher": device_bytes(teacher),
         "batch": device_bytes(batch),
     }
     return Compiled(
@@ -106,8 +107,8 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
     )
 
 
-def make_described(job: Job, topology: Topology) -> tuple[Program, str]:
-    """(what `train` would run on these devices, dtype of the parameters that are not trained).
+def make_described(job: Job, topology: Topology) -> tuple[Program, dict[str, Any]]:
+    """(what `train` would run on these devices, arguments of `abstract_inputs`).
 
     Raises:
       ValueError: a mesh that does not fit devices, model or batch.
@@ -122,16 +123,45 @@ def make_described(job: Job, topology: Topology) -> tuple[Program, str]:
 
     train = pydantic.TypeAdapter(TrainConfig).validate_python(job.train)
     student = pydantic.TypeAdapter(StudentConfig).validate_python({"init": "-", "lora": job.lora})
+    shape = ModelConfig.from_hf(job.student, "the student's config.json")
+    mesh = make_mesh(to_dict(train.mesh), described_devices(topology))
     made = make_program(
         train,
-        ModelConfig.from_hf(job.student, "the student's config.json"),
+        shape,
         lora_of(student),
-        make_mesh(to_dict(train.mesh), described_devices(topology)),
+        mesh,
+        distillation=described_distillation(job, train, shape, mesh),
         row_tokens=job.row_tokens,
         steps=job.steps,
         seed=job.seed,
     )
-    return made, student.lora.base_dtype if student.lora else "float32"
+    dtypes: dict[str, Any] = {"base_dtype": student.lora.base_dtype} if student.lora else {}
+    if train.distill is not None:
+        dtypes |= {"teacher_dtype": train.distill.dtype, "replicate": train.distill.replicate}
+    return made, dtypes
+
+
+def described_distillation(job: Job, train: Any, student: Any, mesh: Any) -> Any:
+    """The step's `Distillation`, with shapes for a teacher; None if the student learns from tokens alone."""
+    from jaxdistill.data.topk import TopK
+    from jaxdistill.models import ModelConfig, abstract_model
+    from jaxdistill.train.distill import Distillation, share_schedule
+
+    d = train.distill
+    if d is None:
+        return None
+    shared: dict[str, Any] = {"share": share_schedule(d, job.steps), "ce_weight": d.ce_weight}
+    if job.teacher is None:
+        return Distillation(**shared, stored=TopK(k=job.topk or 16, vocabulary=student.vocab_size))
+    teacher = ModelConfig.from_hf(job.teacher, "the teacher's config.json")
+    return Distillation(
+        **shared,
+        divergence=d.divergence,
+        parameter=d.parameter,
+        temperature=d.temperature,
+        teacher=abstract_model(teacher, dtype=train.compute_dtype, mesh=mesh),
+        vocabulary=min(student.vocab_size, teacher.vocab_size),
+    )
 
 
 def described_devices(topology: Topology) -> list[Any]:

@@ -7,17 +7,19 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.config import TrainConfig
 from jaxdistill.data.rows import FIELDS
+from jaxdistill.data.topk import STORED_DTYPES, stored_shapes
 from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_shardings, params_of, split_params
 from jaxdistill.models.load import stored
 from jaxdistill.parallel import mesh as meshes
+from jaxdistill.parallel.mesh import RULES
 from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.distill import Distillation
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
-from jaxdistill.train.step import Batch, State, make_step, state_shapes, state_shardings
+from jaxdistill.train.step import State, make_step, state_shapes, state_shardings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Program:
     optimizer: optax.GradientTransformation
     shardings: State
     step: jax.stages.Wrapped
+    distillation: Distillation | None
 
 
 def make_program(
@@ -91,27 +94,59 @@ def make_program(
         optimizer=optimizer,
         shardings=shardings,
         step=step,
+        distillation=distillation,
     )
 
 
-def abstract_inputs(made: Program, base_dtype: str = "float32") -> tuple[State, Batch, Any]:
-    """(state, batch, frozen parameters) of `made.step`, as shapes with dtypes and shardings.
+def abstract_inputs(
+    made: Program, base_dtype: str = "float32", *, teacher_dtype: str = "bfloat16", replicate: bool = False
+) -> tuple[Any, Any, Any, Any]:
+    """(state, batch, frozen parameters, teacher's parameters) of `made.step`: shapes with dtypes and shardings.
 
     Args:
       base_dtype: of the parameters that are not trained, see `models.load_hf`.
+      teacher_dtype, replicate: as in `train.distill`.
     """
     trained, frozen = split_params(params_of(made.model))
     state = state_shapes(trained, made.optimizer)
-    batch = {name: jax.ShapeDtypeStruct(made.shape, dtype) for name, dtype in FIELDS.items()}
-    where = meshes.sharding(made.mesh, ("batch", "sequence"), shape=made.shape, name="batch")
-    held = jax.tree.map_with_path(lambda path, p: jax.eval_shape(lambda: stored(p, path[-1].key, base_dtype)), frozen)
     _, shardings = split_params(param_shardings(made.student, made.mesh, lora=made.lora))
+    taught = None if made.distillation is None else made.distillation.teacher
+    rules = {**RULES, "embed": None} if replicate else RULES
+    shapes, where = batch_shapes(made.shape, made.mesh, made.distillation)
     return (
         jax.tree.map(_placed, state, made.shardings),
-        jax.tree.map(lambda x: _placed(x, where), batch),
-        # a quantized matrix is several arrays, which lie as it does
-        jax.tree.map(lambda s, tree: jax.tree.map(lambda x: _placed(x, s), tree), shardings, held),
-    )
+        {name: jax.ShapeDtypeStruct(*shapes[name], sharding=where[name]) for name in shapes},
+        _held(frozen, shardings, base_dtype),
+        None if taught is None else _held(
+            params_of(taught), param_shardings(taught.config, made.mesh, rules), teacher_dtype
+        ),
+    )  # fmt: skip
+
+
+def batch_shapes(
+    shape: tuple[int, int], mesh: Mesh, distillation: Distillation | None
+) -> tuple[dict[str, tuple[tuple[int, ...], Any]], dict[str, jax.sharding.Sharding]]:
+    """(shape and dtype, sharding) of every array of a batch, by name."""
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {name: (shape, dtype) for name, dtype in FIELDS.items()}
+    if distillation is not None and distillation.stored is not None:
+        for name, more in stored_shapes(distillation.stored.k).items():
+            shapes[name] = ((*shape, *more), STORED_DTYPES[name])
+    axes = ("batch", "sequence", None)
+    return shapes, {n: meshes.sharding(mesh, axes[: len(s)], shape=s, name="batch") for n, (s, _) in shapes.items()}
+
+
+def _held(params: Any, shardings: Any, dtype: str) -> Any:
+    """Parameters that are not trained; a quantized matrix is several arrays, which lie as it does."""
+    held = jax.tree.map_with_path(lambda path, p: jax.eval_shape(lambda p: stored(p, path[-1].key, dtype), p), params)
+    return jax.tree.map(lambda s, tree: jax.tree.map(lambda x: _placed(x, _fitting(x, s)), tree), shardings, held)
+
+
+def _fitting(x: Any, like: NamedSharding) -> NamedSharding:
+    """A matrix's sharding for an array that comes with it: axes that are too short stay whole, as those of scales."""
+    axes = [
+        axis if x.shape[i] % like.mesh.shape.get(axis, 1) == 0 else None for i, axis in enumerate(like.spec[: x.ndim])
+    ]
+    return NamedSharding(like.mesh, PartitionSpec(*axes))
 
 
 def _placed(x: Any, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -13,10 +13,13 @@ from jaxdistill.data.rows import Batches
 from jaxdistill.methods import ablations
 from jaxdistill.records import RunDir, Score, read_manifest, write_manifest, write_records
 from jaxdistill.tokenization import load_tokenizer
+from jaxdistill.traces import engines
 from tests.helpers import TINY, tiny_config
 
 ABLATE = {"variants": ["shuffled_steps", "no_keywords", "lora", "samples_1"], "seeds": [0]}
+ARCHITECTURE = TINY["student"]["architecture"] | {"num_hidden_layers": 1}
 SMALL = {
+    "student": TINY["student"] | {"architecture": ARCHITECTURE},
     "train": TINY["train"] | {"steps": 2, "checkpoint_every": 2},
     "export": {"check": "none"},
     "evaluate": TINY["evaluate"] | {"models": ["student"]},
@@ -26,7 +29,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def in_process():
-    """Every stage in this process, as other tests have it; what was run is noted."""
+    """Every stage in this process, as other tests have it, with a stand-in for the decoder; what was run is noted."""
     ran = []
 
     def run_commands(commands, config_path, overrides, debug):
@@ -35,7 +38,13 @@ def in_process():
             pipeline.run_command(command, load(config_path, overrides))
         return 0
 
+    def answer(checkpoint, requests, sampling, **options):
+        options["ready"]()
+        for request in requests:  # a student of two steps has nothing to say
+            yield engines.Completion(id=request.id, output_ids=sampling.stop_ids[:1], finish_reason="stop")
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(engines.ENGINES, "jax", answer)
         patch.setattr(cli, "_run_commands", run_commands)
         yield ran
 
@@ -48,6 +57,7 @@ def finished(tmp_path_factory, in_process):
     return path, RunDir(root / "run")
 
 
+@pytest.mark.slow
 def test_the_table_has_every_student(finished):
     _, run = finished
     found = json.loads((run.root / "ablations" / "ablations.json").read_text())
@@ -60,6 +70,7 @@ def test_the_table_has_every_student(finished):
     assert "shuffled_steps" in page and 'id="ablations"' in page
 
 
+@pytest.mark.slow
 def test_the_students_share_traces_and_verdicts_and_differ_in_what_they_learn(finished):
     _, run = finished
     folder = RunDir(run.root / "ablations")
@@ -86,6 +97,7 @@ def test_the_students_share_traces_and_verdicts_and_differ_in_what_they_learn(fi
         assert solution == other[1], "the solution stays"
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_repeats_nothing(finished, in_process, capsys):
     path, run = finished
     folder = RunDir(run.root / "ablations")
@@ -103,6 +115,7 @@ def test_the_same_command_goes_on_and_repeats_nothing(finished, in_process, caps
     assert "| shuffled_steps |" in output
 
 
+@pytest.mark.slow
 def test_a_runs_folder_stands_for_its_config(finished, capsys):
     _, run = finished
     (run.report / "index.html").unlink()
@@ -116,6 +129,7 @@ def test_an_empty_folder_is_one_clear_line(tmp_path, capsys):
     assert "no run in this folder" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_one_run_against_itself_and_its_ablations(finished, capsys):
     _, run = finished
     folder = run.root / "ablations"
@@ -196,5 +210,6 @@ def test_a_line_by_hand():
     assert line in ablations.lines([row], 12)
 
 
+@pytest.mark.slow
 def test_manifests_are_left(finished):
     assert read_manifest(RunDir(finished[1].root / "ablations").evaluation) is not None

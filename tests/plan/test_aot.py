@@ -25,8 +25,8 @@ def small_student(monkeypatch):
     monkeypatch.setattr("jaxdistill.plan.request.student_of", lambda config: shape)
 
 
-def plan_for(name, **train):
-    topology = Topology.of(name)
+def plan_for(name, slices=1, **train):
+    topology = Topology.of(name, slices)
     platform = topology.chip.platform
     if environments.find(platform) is None:
         pytest.skip(
@@ -53,7 +53,6 @@ def test_the_step_compiles_for_a_gpu_with_cudnn():
     assert {t.network for t in found.traffic} == {"NVLink"}
 
 
-def test_what_does_not_fit_says_by_how_much(monkeypatch):
-    monkeypatch.setattr("tests.plan.test_aot.config", lambda **more: config(**more | {"batch_rows": 4 * 4096}))
-    with pytest.raises(TooLarge, match=r"GiB too much; try .*train.micro_batches: 4096"):
-        plan_for("v5e:2x2", remat="none")
+def test_what_does_not_fit_says_by_how_much():
+    with pytest.raises(TooLarge, match=r"GiB too much; try train.remat: full, train.micro_batches: 4096"):
+        plan_for("v5e:2x2", remat="none", batch_rows=4 * 4096)

@@ -9,6 +9,7 @@ from jaxdistill.plan.request import make_job, parse_mesh
 from jaxdistill.plan.targets import Topology
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "row_tokens", "train"),
     [

@@ -106,6 +106,7 @@ def lines_of(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "run" / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_its_pairs_and_goes_on_with_the_same_reference(tmp_path):
     train = TINY["train"] | {
         "steps": 8,
