@@ -13,6 +13,7 @@ from typing import Any
 from jaxdistill.plan import environments
 from jaxdistill.plan.estimate import FAST, SLOW, Estimate, estimate, said
 from jaxdistill.plan.job import Compiled, Job, OutOfMemory
+from jaxdistill.plan.request import resolve
 from jaxdistill.plan.targets import GIB, Topology
 from jaxdistill.plan.worker import ANSWER
 
@@ -146,9 +147,9 @@ def advice(job: Job) -> str:
     train = job.train
     if train["remat"] != "full":
         ways.append("train.remat: full")
-    mesh = train["mesh"]
-    devices = mesh.get("data", 1) * max(mesh.get("fsdp", 1), 1)
-    if train["batch_rows"] // train["micro_batches"] > devices:
-        ways.append(f"train.micro_batches: {train['batch_rows'] // devices}")
+    sizes = resolve(train["mesh"], Topology.of(job.topology, job.slices).devices)
+    ways_of_rows = sizes["data"] * sizes["fsdp"]
+    if train["batch_rows"] // train["micro_batches"] > ways_of_rows:
+        ways.append(f"train.micro_batches: {train['batch_rows'] // ways_of_rows}")
     ways += ["a larger `tensor` or `context` axis", "shorter rows", "a larger topology"]
     return f"try {', '.join(ways)}, or let --search look."

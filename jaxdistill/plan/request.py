@@ -138,6 +138,13 @@ def steps_of(config: RunConfig) -> int | None:
     return -(-int((t.epochs or 0) * rows) // t.batch_rows) if rows else None
 
 
+def resolve(mesh: Mapping[str, Any], devices: int) -> dict[str, int]:
+    """The sizes of all axes, where -1 takes the devices that remain."""
+    sizes = {axis: mesh.get(axis) or 1 for axis in AXES}
+    rest = devices // math.prod(size for size in sizes.values() if size != -1)
+    return {axis: rest if size == -1 else size for axis, size in sizes.items()}
+
+
 def check_mesh(train: Mapping[str, Any], shape: Mapping[str, Any], topology: Topology) -> None:
     """
     Raises:
@@ -165,7 +172,7 @@ def check_mesh(train: Mapping[str, Any], shape: Mapping[str, Any], topology: Top
             f"mesh {written or 'of 1 device'} does not multiply out to the {devices} devices of {topology}; "
             f"the nearest that does is {','.join(f'{a}={s}' for a, s in near.items() if s != 1)}."
         )
-    sizes = {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
+    sizes = resolve(mesh, devices)
     ways = sizes["data"] * sizes["fsdp"]
     rows = train["batch_rows"] // train["micro_batches"]
     if train["batch_rows"] % train["micro_batches"] or rows % ways:

@@ -1,5 +1,7 @@
 """The plan for CPU devices against what really happens on them."""
 
+import os
+
 import pytest
 
 from jaxdistill.config import build
@@ -10,6 +12,7 @@ from jaxdistill.plan.targets import Topology
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("JAXDISTILL_LONG" not in os.environ, reason="a minute alone on the machine: set JAXDISTILL_LONG=1")
 @pytest.mark.parametrize(
     ("mesh", "row_tokens", "train"),
     [

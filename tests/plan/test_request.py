@@ -7,7 +7,7 @@ import pytest
 from jaxdistill.config import build
 from jaxdistill.plan.estimate import FAST, SLOW, estimate, seconds_of
 from jaxdistill.plan.job import Compiled, Traffic
-from jaxdistill.plan.planning import Plan, TooLarge
+from jaxdistill.plan.planning import Plan, TooLarge, advice
 from jaxdistill.plan.request import make_job, parse_mesh
 from jaxdistill.plan.search import candidates, search
 from jaxdistill.plan.show import warnings_of
@@ -96,6 +96,14 @@ def test_out_of_memory_is_read_from_what_the_compiler_says(text, needed, availab
     found = out_of_memory(text)
     assert (found.needed_bytes, found.available_bytes) == pytest.approx((needed * GIB, available * GIB))
     assert out_of_memory("INTERNAL: a bug") is None
+
+
+def test_what_does_not_fit_is_told_what_would_help():
+    topology = Topology.of("v5e:2x2")
+    job = make_job(config(batch_rows=64, remat="none"), topology)
+    assert advice(job).startswith("try train.remat: full, train.micro_batches: 16, a larger `tensor`")
+    job = make_job(config(batch_rows=64, remat="full", micro_batches=32), topology, mesh={"fsdp": 2, "tensor": 2})
+    assert advice(job).startswith("try a larger `tensor`")
 
 
 def test_memory_is_split_without_losing_a_byte():
