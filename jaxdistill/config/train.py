@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from jaxdistill.config.base import require, section
+from jaxdistill.config.methods import ContrastiveConfig
 
 
 @section
@@ -167,6 +168,7 @@ class TrainConfig:
     micro_batches: int = 1
     """A step's rows are taken in this many parts, whose sums are added before the one division."""
     optimizer: OptimizerConfig
+    contrastive: ContrastiveConfig | None = None
     distill: DistillConfig | None = None
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Inputs of matrix products; results, parameters and sums are always fp32."""

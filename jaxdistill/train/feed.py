@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jaxdistill.data.packing import Row
 from jaxdistill.data.rows import FIELDS, Batches
-from jaxdistill.train.step import Batch, put_batch
+from jaxdistill.train.step import PAIRS, Batch, put_batch
 
 AHEAD = 2
 """Batches that are read while the devices work."""
@@ -92,13 +92,26 @@ class TrainRows:
 
 
 def read_ahead(
-    rows: TrainRows, steps: range, shape: tuple[int, int], mesh: Mesh, waited: Callable[[float], Any]
+    rows: TrainRows,
+    steps: range,
+    shape: tuple[int, int],
+    mesh: Mesh,
+    waited: Callable[[float], Any],
+    pairs: Callable[[int], Batch] | None = None,
 ) -> Generator[tuple[int, Batch], None, None]:
-    """(step, batch on the devices) for every step, read in the background; `waited` hears how late each was."""
+    """(step, batch on the devices) for every step, read in the background; `waited` hears how late each was.
+
+    Args:
+      pairs: gives the batch of pairs that goes with each.
+    """
     with ThreadPoolExecutor(1) as reader:
 
         def read(step: int) -> Future[Batch]:
-            return reader.submit(put_batch, lambda part: rows.rows_of(step, part), shape, mesh, rows.topk)
+            return reader.submit(whole, step)
+
+        def whole(step: int) -> Batch:
+            batch = put_batch(lambda part: rows.rows_of(step, part), shape, mesh, rows.topk)
+            return batch if pairs is None else batch | {PAIRS: pairs(step)}
 
         coming = deque(read(step) for step in steps[:AHEAD])
         for step in steps:

@@ -43,7 +43,7 @@ def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     )
     if processes.is_first():
         write_json(run.checkpoints / SHAPE, made.student.to_hf())
-    state, frozen, restored = start_state(config, made, checkpoints)
+    state, frozen, restored = start_state(config, run, made, checkpoints)
     first = restored.step if restored else 0
     if restored:
         progress.say(f"  going on from the checkpoint at step {first:,} of {made.steps:,}")
@@ -84,7 +84,7 @@ class _Loop:
 
     def go(self, first: int, state: Any, frozen: Any) -> None:
         steps = range(first, self.made.steps)
-        feed = read_ahead(self.made.rows, steps, self.made.shape, self.made.mesh, self.log.waited)
+        feed = read_ahead(self.made.rows, steps, self.made.shape, self.made.mesh, self.log.waited, self.made.pairs)
         trace = contextlib.closing(_Trace(self.t.profile, self.folder / "profile"))
         with processes.StopSignal() as stop, contextlib.closing(feed), trace as profiler:
             for step, batch in feed:

@@ -15,6 +15,7 @@ import jax
 
 from jaxdistill.config import RunConfig
 from jaxdistill.parallel import processes
+from jaxdistill.train.contrastive import METRICS as CONTRASTED
 from jaxdistill.train.flops import FlopCounter, mfu
 
 METRICS = "metrics.jsonl"
@@ -88,7 +89,9 @@ class MetricsLog:
             "seconds": round(self._total_seconds(now), 3),
         }
         self.last |= {
-            name: sum(s[name] * s["count"] for s in good) / weight for name in DISTILLED if name in self.window[-1]
+            name: sum(s[name] * s["count"] for s in good) / weight
+            for name in (*DISTILLED, *CONTRASTED)
+            if name in self.window[-1]
         }
         if self._timed_tokens:
             share = mfu(self._timed_flops, elapsed, self._peak, self._devices)

@@ -30,13 +30,16 @@ from jaxdistill.models import (
     with_params,
 )
 from jaxdistill.parallel import mesh as meshes
+from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.distill import Distillation, metrics_of
 
 State = dict[str, Any]
 """`params`, `optimizer`, `step`, and `guard` (`mean_loss` of good steps, `skipped` bad ones, `skipped_in_row`): plain
 nested containers of arrays."""
-Batch = dict[str, jax.Array]
-"""`tokens`, `regions`, `segment_ids`, `positions`, each [B, T]; with stored distributions `data.topk.FIELDS`."""
+Batch = dict[str, Any]
+"""`tokens`, `regions`, `segment_ids`, `positions`, each [B, T]; with stored distributions `data.topk.FIELDS`; `pairs`,
+a batch of pairs, where there are some."""
+PAIRS = "pairs"
 Taught = tuple[Distillation, Any, jax.Array]
 LOSS_MEMORY = 50
 """A loss is a spike against the running mean of about so many good steps, and not before there were so many."""
@@ -145,6 +148,7 @@ def make_step(
     seed: int = 0,
     schedule: optax.Schedule | None = None,
     spike: float | None = None,
+    contrast: Contrast | None = None,
     distillation: Distillation | None = None,
 ) -> jax.stages.Wrapped:
     """The compiled step (state, batch, frozen parameters, teacher's parameters) -> (state, metrics).
@@ -158,12 +162,14 @@ def make_step(
       seed: of the adapters' dropout, which is a pure function of it and of the step.
       schedule: the optimizer's, for `metrics["learning_rate"]`.
       spike: a loss this many times its running mean is one; none is if absent.
+      contrast: if given, the batch has rows of pairs too, in `batch["pairs"]`, whose loss is added.
     """
     weights = jnp.array((0.0, *region_weights), jnp.float32)
     dropout = model.lora is not None and model.lora.dropout > 0
 
     def step(state: State, batch: Batch, frozen: Any = None, teacher: Any = None) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"]) if dropout else None
+        batch, pairs = {k: v for k, v in batch.items() if k != PAIRS}, batch.get(PAIRS)
         gradient, metrics = gradients(
             model,
             state["params"],
@@ -176,6 +182,12 @@ def make_step(
             teacher=teacher,
             step=state["step"],
         )
+        if contrast is not None:
+            assert pairs is not None
+            more = None if key is None else jax.random.fold_in(key, 1)
+            gradient, metrics = contrast.add_gradients(
+                model, state["params"], pairs, gradient, metrics, micro_batches, frozen=frozen, dropout_key=more
+            )
         gradient = jax.lax.with_sharding_constraint(gradient, shardings["params"])
         norm = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
@@ -183,7 +195,12 @@ def make_step(
         good, guard = _judge(metrics["loss"], norm, state["guard"], state["step"], spike)
         old = {"params": state["params"], "optimizer": state["optimizer"]}
         kept = jax.tree.map(lambda n, o: jnp.where(good, n, o), {"params": params, "optimizer": optimizer_state}, old)
-        metrics |= {"gradient_norm": norm, "bad": 1 - good.astype(jnp.int32), **guard, **_sizes(batch, model.config)}
+        metrics |= {
+            "gradient_norm": norm,
+            "bad": 1 - good.astype(jnp.int32),
+            **guard,
+            **_sizes(batch, pairs, model.config),
+        }
         if schedule is not None:
             # a step that was not taken does not move the optimizer's own count either
             metrics["learning_rate"] = jnp.float32(schedule(state["step"] - state["guard"]["skipped"]))
@@ -210,8 +227,11 @@ def _judge(
     }
 
 
-def _sizes(batch: Batch, config: ModelConfig) -> dict[str, jax.Array]:
+def _sizes(batch: Batch, beside: Batch | None, config: ModelConfig) -> dict[str, jax.Array]:
     """`tokens` that are no padding, and the query-key `pairs` of their attention, over all layers."""
+    if beside is not None:
+        parts = (_sizes(part, None, config) for part in (batch, beside))
+        return jax.tree.map(jnp.add, *parts)
     real = batch["segment_ids"] > 0
     seen = (batch["positions"] + 1).astype(jnp.float32)
     windows = collections.Counter(kind.window for kind in config.kinds)
