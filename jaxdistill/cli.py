@@ -51,6 +51,7 @@ EXAMPLES = """examples:
   jaxdistill report runs/quickstart
   jaxdistill compare runs/quickstart runs/other runs/other:answer_only
   jaxdistill ablate configs/quickstart.yaml --set 'ablate.seeds=[0, 1, 2]'
+  jaxdistill star configs/quickstart_star.yaml
 """
 
 

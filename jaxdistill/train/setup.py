@@ -16,9 +16,10 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import RunDir, read_manifest
 from jaxdistill.tokenization import load_tokenizer
 from jaxdistill.train.checkpoint import Checkpoints, Restored
-from jaxdistill.train.contrastive import Contrast, PairFeed, reference_identity, reference_logprobs, set_up_contrast
+from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.distill import set_up_distillation
 from jaxdistill.train.feed import TrainRows
+from jaxdistill.train.pairs import PairFeed, reference_identity, reference_logprobs, set_up_contrast
 from jaxdistill.train.program import Program, make_program
 from jaxdistill.train.step import State, init_state, state_shapes
 

@@ -1,5 +1,6 @@
 """STaR: rounds as folders of their own, which go on wherever they were stopped."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from jaxdistill.methods.star import Round, attempt_config, best_of, on_plateau, 
 from jaxdistill.records import RunDir, Verdict, read_manifest, read_records
 from tests.helpers import TINY, tiny_config
 
+TOOL = Path(__file__).parents[2] / "tools" / "kill_test_star.py"
 SECTIONS = {
     "problems": {"source": "demo", "count": 8, "seed": 3},
     "traces": {"engine": "jax", "teacher": "demo", "max_tokens": 72, "temperature": 1.6, "batch": 8},
@@ -83,10 +85,24 @@ class Stopped(BaseException):
     """As a kill, it is caught by nobody."""
 
 
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("kill_test_star", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.slow
-def test_killed_inside_a_stage_and_between_all_of_them_a_round_is_finished(tmp_path, capsys):
+def test_killed_inside_a_stage_and_between_all_of_them_a_round_ends_as_an_undisturbed_one(tmp_path, tool, capsys):
+    """`tools/kill_test_star.py` in short: several rounds, killed at random moments of all stages, are its work."""
     path = tiny_config(tmp_path, **SECTIONS)
     run = Round(1, tmp_path / "run").run
+    assert star(load(path), lambda commands, p: max(cli.main([c, p]) for c in commands)) == 0
+    (tmp_path / "run").rename(tmp_path / "undisturbed")
+    names = [stage.name for stage in tool.stages_of(tmp_path / "undisturbed")]
+    assert names[:3] == ["problems", "generate", "verify"] and names[-4:] == ["prepare", "train", "export", "evaluate"]
     journal = run.traces / "journal.jsonl"
     process = subprocess.Popen([sys.executable, "-m", "jaxdistill", "star", str(path)], start_new_session=True)
     while process.poll() is None and not (journal.is_file() and journal.read_bytes().count(b"\n") > 2):
@@ -122,9 +138,15 @@ def test_killed_inside_a_stage_and_between_all_of_them_a_round_is_finished(tmp_p
     assert table["rounds"][0]["accuracy"] == read_manifest(run.evaluation)["counts"]["models"]["student"]["accuracy"]
     tokens = read_manifest(run.tokens)["counts"]
     assert tokens["examples"] == kept + table["rounds"][0].get("rationalized", 0)
+    assert tool.differences(tmp_path / "undisturbed", tmp_path / "run") == []
     # once more: nothing is done again
     before = {f: f.stat().st_mtime_ns for f in RunDir(run.root).root.rglob("*.parquet")}
     assert star(config, lambda commands, p: max(cli.main([c, p]) for c in commands)) == 0
     assert {f: f.stat().st_mtime_ns for f in RunDir(run.root).root.rglob("*.parquet")} == before
     assert "best: round 1" in capsys.readouterr().out
     assert yaml.safe_load((tmp_path / "run" / "rounds" / "1_attempt.yaml").read_text())["star"] is None
+    # and the comparison sees what differs
+    (run.export / "model.safetensors").write_bytes(b"other")
+    (run.verdicts / "verdicts.parquet").unlink()
+    found = tool.differences(tmp_path / "undisturbed", tmp_path / "run")
+    assert found == ["rounds/1/verdicts", "rounds/1/export/model.safetensors"]
