@@ -6,7 +6,7 @@ names the nearest known one; every section checks its own values, so a stage nev
 
 from jaxdistill.config.data import CurriculumConfig, DataConfig, EditConfig, PhaseConfig, SourceConfig, TakeConfig
 from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
-from jaxdistill.config.methods import ContrastiveConfig, PairsConfig, StarConfig, TaskConfig
+from jaxdistill.config.methods import ContrastiveConfig, OnPolicyConfig, PairsConfig, StarConfig, TaskConfig
 from jaxdistill.config.problems import ProblemsConfig
 from jaxdistill.config.results import BenchmarkConfig, EvaluateConfig, ExportConfig, QualityConfig
 from jaxdistill.config.run import AblateConfig, RunConfig
@@ -48,6 +48,7 @@ __all__ = [
     "JudgeConfig",
     "MajorityConfig",
     "MeshConfig",
+    "OnPolicyConfig",
     "OptimizerConfig",
     "PairsConfig",
     "PhaseConfig",

@@ -60,6 +60,50 @@ class ContrastiveConfig:
         )
 
 
+@section
+class OnPolicyConfig:
+    """YAML section `train.on_policy`: the student's own answers, graded token by token by the teacher (GKD, MiniLLM).
+
+    In every step some rows give up their place: their problems are answered by the student as it is then, and it learns
+    from what the teacher of `train.distill` (`source: online`) thinks of every token, not from the tokens themselves.
+    The other rows are learned from as `train.distill` says; its `weight: 0` leaves them the cross-entropy alone. All
+    tokens, stored and sampled, make one sum, which is divided by their number.
+    """
+
+    max_tokens: int
+    """Of an answer. One that is longer is cut off, and learned from as far as it goes."""
+    fraction: float = 0.5
+    """Share of a step's rows that are the student's own: lambda in GKD. 1 is on policy alone."""
+    after: int = 0
+    """So many steps learn from stored rows alone. A student that cannot answer at all shows the teacher nothing worth
+    grading, so begin with a trained one (`student.init`), or wait."""
+    divergence: Literal[
+        "forward_kl", "reverse_kl", "jsd", "total_variation", "skew_kl", "skew_reverse_kl", "adaptive_kl"
+    ] = "reverse_kl"
+    """At every token of the answers, as in `train.distill`."""
+    parameter: float | None = None
+    """Of the divergence."""
+    weight: float = 1.0
+    """Of the divergence, beside the loss of the stored rows."""
+    temperature: float = 1.0
+    """At which answers are sampled; the student's own distribution is 1."""
+
+    def rows_of(self, batch_rows: int) -> int:
+        """How many of a batch's rows are the student's own."""
+        return round(self.fraction * batch_rows)
+
+    def __post_init__(self):
+        name = "train.on_policy"
+        require(0 < self.fraction <= 1, f"{name}.fraction is {self.fraction}; set a share in (0, 1], or drop {name}.")
+        require(self.max_tokens >= 1, f"{name}.max_tokens is {self.max_tokens}; set at least 1.")
+        require(self.after >= 0, f"{name}.after is {self.after}; set 0 or more steps.")
+        require(0 < self.weight < float("inf"), f"{name}.weight is {self.weight}; set it above 0, or drop {name}.")
+        require(
+            0 < self.temperature < float("inf"),
+            f"{name}.temperature is {self.temperature}; set it above 0: greedy answers are not the student's own ones.",
+        )
+
+
 TEMPLATES = {
     "trace": "{problem}",
     "label": "{problem}",

@@ -38,6 +38,8 @@ class Program:
     shardings: State
     step: jax.stages.Wrapped
     distillation: Distillation | None
+    on_policy: Distillation | None = None
+    """How the teacher grades rows that the student has sampled."""
 
 
 def make_program(
@@ -51,6 +53,7 @@ def make_program(
     seed: int,
     contrast: Contrast | None = None,
     distillation: Distillation | None = None,
+    on_policy: Distillation | None = None,
 ) -> Program:
     """
     Args:
@@ -58,6 +61,7 @@ def make_program(
       row_tokens: of a packed row.
       contrast: of rows of pairs that every batch has beside the packed ones.
       distillation: what `train.distill` comes to; without it the loss is the cross-entropy alone.
+      on_policy: what `train.on_policy` comes to.
     Raises:
       ValueError: a mesh that does not fit the model or the batch.
     """
@@ -83,6 +87,7 @@ def make_program(
         spike=train.spike,
         contrast=contrast,
         distillation=distillation,
+        on_policy=on_policy,
     )
     return Program(
         shape=(train.batch_rows, row_tokens),
@@ -95,6 +100,7 @@ def make_program(
         shardings=shardings,
         step=step,
         distillation=distillation,
+        on_policy=on_policy,
     )
 
 
