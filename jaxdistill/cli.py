@@ -36,6 +36,7 @@ HELP = {
     "evaluate": "held-out accuracy of student, baselines and teacher",
     "report": "one HTML page about the run",
     "show": "one packed row, coloured by what is trained; `--row` picks it",
+    "star": "rounds of learning from own right answers (STaR, ReST-EM, RFT), as the section `star` says",
     "plan": "the train step, compiled for devices that are not here: memory, FLOPs, communication, time",
     "ablate": "the run, then students on changed traces (`ablate`), every one once a seed; prints the table",
 }
@@ -50,6 +51,7 @@ EXAMPLES = """examples:
   jaxdistill report runs/quickstart
   jaxdistill compare runs/quickstart runs/other runs/other:answer_only
   jaxdistill ablate configs/quickstart.yaml --set 'ablate.seeds=[0, 1, 2]'
+  jaxdistill star configs/quickstart_star.yaml
 """
 
 
@@ -79,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--row", type=int, default=0, help="which packed row (default 0)")
             sub.add_argument("--baseline", help="of this baseline, instead of the student")
             sub.add_argument("--prompts", type=int, metavar="N", help="instead: what the teacher is asked, N problems")
+            continue
+        if name == "star":
             continue
         if name == "plan":
             planning.add_arguments(sub)
@@ -141,6 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             show(config, arguments.row, arguments.baseline)
         elif arguments.command == "plan":
             return planning.run(config, arguments)
+        elif arguments.command == "star":
+            from jaxdistill.methods.star import star
+
+            return star(config, lambda commands, path: _run_commands(commands, path, (), arguments.debug))
         elif arguments.dry_run:
             dry_run(config)
         else:

@@ -112,6 +112,16 @@ class JudgeMark:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a trace's reasoning, where several tasks are made of the traces (`data.tasks`)."""
+
+    trace_id: str
+    number: int
+    """From 0."""
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
     """One model's response to one held-out problem."""
 

@@ -27,7 +27,15 @@ from jaxdistill.config import load
 from jaxdistill.records import RunDir
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("seconds", "tokens_per_second", "mfu", "data_wait_share", "host_memory_gib", "device_memory_gib")
+TIMES = (
+    "seconds",
+    "tokens_per_second",
+    "mfu",
+    "data_wait_share",
+    "sampling_share",
+    "host_memory_gib",
+    "device_memory_gib",
+)
 
 
 def start(command: str, config: Path, run_dir: Path, overrides: list[str], log: Path) -> subprocess.Popen:

@@ -6,6 +6,7 @@ names the nearest known one; every section checks its own values, so a stage nev
 
 from jaxdistill.config.data import CurriculumConfig, DataConfig, EditConfig, PhaseConfig, SourceConfig, TakeConfig
 from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
+from jaxdistill.config.methods import ContrastiveConfig, OnPolicyConfig, PairsConfig, StarConfig, TaskConfig
 from jaxdistill.config.problems import ProblemsConfig
 from jaxdistill.config.results import BenchmarkConfig, EvaluateConfig, ExportConfig, QualityConfig
 from jaxdistill.config.run import AblateConfig, RunConfig
@@ -35,6 +36,7 @@ __all__ = [
     "BenchmarkConfig",
     "CodeConfig",
     "CodeLimitsConfig",
+    "ContrastiveConfig",
     "CurriculumConfig",
     "DataConfig",
     "DecontaminateConfig",
@@ -46,7 +48,9 @@ __all__ = [
     "JudgeConfig",
     "MajorityConfig",
     "MeshConfig",
+    "OnPolicyConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "PhaseConfig",
     "ProblemsConfig",
     "ProfileConfig",
@@ -54,8 +58,10 @@ __all__ = [
     "RunConfig",
     "ServerConfig",
     "SourceConfig",
+    "StarConfig",
     "StudentConfig",
     "TakeConfig",
+    "TaskConfig",
     "TracesConfig",
     "TrainConfig",
     "TrainEvaluateConfig",

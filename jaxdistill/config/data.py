@@ -6,6 +6,7 @@ import itertools
 from typing import Literal
 
 from jaxdistill.config.base import require, section
+from jaxdistill.config.methods import PairsConfig, TaskConfig
 
 
 @section
@@ -136,6 +137,9 @@ class DataConfig:
     mixture: tuple[SourceConfig, ...] = ()
     """Sources and their weights; all kept traces of this run if empty."""
     curriculum: CurriculumConfig | None = None
+    tasks: tuple[TaskConfig, ...] = ()
+    """What is made of every trace; the trace as it is, if empty."""
+    pairs: PairsConfig | None = None
     topk: int | None = None
     """Keep the teacher's so many likeliest tokens beside each token, for `train.distill.source: stored`; at most
     `traces.logprobs`. The token that stands there is always among them, and so is the mass of all others."""
@@ -153,6 +157,12 @@ class DataConfig:
             self.workers is None or self.workers >= 1,
             f"data.workers is {self.workers}; at least 1 process has to work.",
         )
+        kinds = [task.kind for task in self.tasks]
+        require(len(set(kinds)) == len(kinds), f"data.tasks names a task twice ({', '.join(kinds)}); use its weight.")
+        require(
+            not self.tasks or self.response == "reasoning",
+            "data.tasks says what is learned of a trace; leave data.response at reasoning, and use kind: label.",
+        )
         require(self.topk is None or self.topk >= 1, f"data.topk is {self.topk}; keep at least 1 token.")
         require(
             self.topk is None or self.response == "reasoning",
@@ -162,6 +172,14 @@ class DataConfig:
         require(
             self.topk is None or self.edit is None,
             "data.topk with data.edit: the teacher's distributions belong to the unedited traces; set data.topk: null.",
+        )
+        require(
+            self.topk is None or not self.tasks,
+            "data.topk with data.tasks: the teacher's distributions belong to whole traces; set data.topk: null.",
+        )
+        require(
+            self.pairs is None or self.edit is None,
+            "data.pairs with data.edit: pairs hold the traces as they are; drop one of the two.",
         )
         names = [source.name for source in self.mixture]
         require(len(set(names)) == len(names), f"data.mixture: two sources have the same name ({', '.join(names)}).")

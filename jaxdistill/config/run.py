@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from jaxdistill.config.base import require, section
 from jaxdistill.config.data import DataConfig
+from jaxdistill.config.methods import StarConfig
 from jaxdistill.config.problems import ProblemsConfig
 from jaxdistill.config.results import EvaluateConfig, ExportConfig
 from jaxdistill.config.student import StudentConfig
@@ -56,6 +57,7 @@ class RunConfig:
     train: TrainConfig
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig | None = None
+    star: StarConfig | None = None
     baselines: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """More students on the same traces: a name, and what differs, as `data.response: answer`."""
     ablate: AblateConfig = AblateConfig()
@@ -68,6 +70,10 @@ class RunConfig:
         require(
             self.export.lora == "merged" or self.evaluate is None or self.evaluate.engine == "jax",
             "export.lora: adapter is evaluated by `evaluate.engine: jax` alone; vLLM needs export.lora: merged.",
+        )
+        require(
+            self.train.contrastive is None or self.data.pairs is not None,
+            "train.contrastive learns from pairs; make them with `data.pairs: {}`.",
         )
         self._check_distill()
         for name in self.baselines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from jaxdistill.config.base import require, section
+from jaxdistill.config.methods import ContrastiveConfig, OnPolicyConfig
 
 
 @section
@@ -122,15 +123,16 @@ class DistillConfig:
     replicate: bool = False
     """Online: a whole teacher on every device along `train.mesh.fsdp`, which then has nothing to gather each step."""
 
+    @property
+    def distills(self) -> bool:
+        """Whether the divergence has any weight at all."""
+        return self.weight > 0 or (self.final_weight or 0) > 0
+
     def __post_init__(self):
         name = "train.distill"
         for key in ("weight", "ce_weight", "final_weight"):
             value = getattr(self, key)
             require(value is None or 0 <= value < float("inf"), f"{name}.{key} is {value}; set 0 or more.")
-        require(
-            self.weight > 0 or (self.final_weight or 0) > 0,
-            f"{name}.weight is 0, so that nothing is distilled; set it above 0, or leave {name} out.",
-        )
         ends = {self.weight, self.weight if self.final_weight is None else self.final_weight}
         require(
             self.ce_weight > 0 or 0 not in ends,
@@ -167,7 +169,9 @@ class TrainConfig:
     micro_batches: int = 1
     """A step's rows are taken in this many parts, whose sums are added before the one division."""
     optimizer: OptimizerConfig
+    contrastive: ContrastiveConfig | None = None
     distill: DistillConfig | None = None
+    on_policy: OnPolicyConfig | None = None
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Inputs of matrix products; results, parameters and sums are always fp32."""
     remat: Literal["none", "attention", "dots", "full"] = "none"
@@ -216,3 +220,26 @@ class TrainConfig:
             self.batch_rows % self.micro_batches == 0,
             f"train.batch_rows={self.batch_rows} is not a multiple of train.micro_batches={self.micro_batches}.",
         )
+        self._check_teacher()
+
+    def _check_teacher(self):
+        d, own = self.distill, self.on_policy
+        require(
+            d is None or d.distills or own is not None,
+            "train.distill.weight is 0, so that nothing is distilled; set it above 0, or leave train.distill out.",
+        )
+        if own is None:
+            return
+        require(
+            d is not None and d.source == "online",
+            "train.on_policy needs a teacher beside the student, who grades; set `train.distill: {source: online}`.",
+        )
+        require(
+            d is None or d.distills or d.ce_weight == 1,
+            "train.distill: weight is 0, which leaves the stored rows the cross-entropy alone; leave ce_weight at 1.",
+        )
+        require(
+            own.rows_of(self.batch_rows) >= 1,
+            f"train.on_policy.fraction={own.fraction} of batch_rows={self.batch_rows} is no row; raise one of them.",
+        )
+        require(self.contrastive is None, "train.on_policy and train.contrastive do not go together; drop one of them.")

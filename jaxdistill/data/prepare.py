@@ -20,7 +20,19 @@ import pyarrow.parquet as pq
 
 from jaxdistill import hub, progress
 from jaxdistill.config import DataConfig, RunConfig
-from jaxdistill.data import curriculum, packing, rows, sources, stored, summary, templates, topk, workers
+from jaxdistill.data import (
+    curriculum,
+    packing,
+    pairs,
+    rows,
+    sources,
+    stored,
+    summary,
+    tasks,
+    templates,
+    topk,
+    workers,
+)
 from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.store import Examples, scratch
 from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_records, write_json
@@ -49,18 +61,18 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     taken = sources.select(data, shared)
     prepare_tokenizer(config, run, shared)
     codec, readers = stored.plan(data, run, taken)
+    job = _job(data, run, codec, stored.teacher_tokenizer(data, readers))
     with scratch(run.tokens, len(sources.sources_of(data))) as store:
         total = sum(len(part.source_of) for part in taken)
-        chunks = workers.chunks_of(sources.candidates(taken, readers, data.edit))
+        chunks = workers.chunks_of(tasks.expand(sources.candidates(taken, readers, data.edit), data.tasks))
         number = data.workers or workers.default_workers(part.run.traces for part in taken)
         done = 0
         with progress.bar("tokenize", total) as update:
-            for chunk in workers.tokenized(
-                chunks, _job(data, run, codec, stored.teacher_tokenizer(data, readers)), number
-            ):
+            for chunk in workers.tokenized(chunks, job, number):
                 _refuse_overlong(chunk, data)
                 store.add(chunk, data.row_tokens if data.overlong == "drop" else None)
-                done += len(chunk.ids)
+                # of a trace cut into tasks the last part may come with the next chunk
+                done = min(total, done + len({name.partition("#")[0] for name in chunk.ids}))
                 update(done, f"{number} processes" if number > 1 else "")
         if not len(store):
             raise ValueError(
@@ -74,6 +86,10 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         }
         if codec is not None and readers is not None:
             counts["topk"] = stored.finish(run, codec, readers, store.covered / int(examples.lengths[:, 1:].sum()))
+    if data.tasks:
+        counts["steps"] = tasks.write_steps(run.tokens, sources.candidates(taken, edit=data.edit))
+    if data.pairs is not None:
+        counts["pairs"] = pairs.write_pairs(data, run, taken, job, counts["row_tokens"])
     left_out = sum((part.left_out for part in taken), start=type(taken[0].left_out)())
     if left_out:
         counts["left_out"] = dict(sorted(left_out.items()))

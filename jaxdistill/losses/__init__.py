@@ -2,6 +2,7 @@
 
 from jaxdistill.losses.chunked import chunked_cross_entropy, chunked_distillation
 from jaxdistill.losses.divergences import DIVERGENCES, PARAMETERS
+from jaxdistill.losses.preferences import PREFERENCES, Pairs
 from jaxdistill.losses.ranks import sorted_distillation
 from jaxdistill.losses.sequence import cross_entropy, shift
 from jaxdistill.losses.topk import sampled_distillation, topk_distillation
@@ -10,7 +11,9 @@ from jaxdistill.losses.vocabulary import Layout
 __all__ = [
     "DIVERGENCES",
     "PARAMETERS",
+    "PREFERENCES",
     "Layout",
+    "Pairs",
     "chunked_cross_entropy",
     "chunked_distillation",
     "cross_entropy",

@@ -47,8 +47,13 @@ def make_job(
     """A config's step on a topology; what is given takes the place of the config's.
 
     Raises:
-      ValueError: a student whose shape is not known here, rows beyond its context, or a mesh that does not fit.
+      ValueError: a contrastive or an on-policy training, a student whose shape is not known here, rows beyond its
+        context, or a mesh that does not fit.
     """
+    if config.train.contrastive is not None:
+        raise ValueError("plan knows nothing of train.contrastive's rows of pairs; set train.contrastive=null.")
+    if config.train.on_policy is not None:
+        raise ValueError("plan knows nothing of train.on_policy's sampling; set train.on_policy=null.")
     train = to_dict(config.train)
     if mesh is not None:
         train["mesh"] = {"data": 1, "fsdp": -1, "tensor": 1, "context": 1, "slices": None} | dict(mesh)

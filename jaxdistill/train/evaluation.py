@@ -17,7 +17,7 @@ from jaxdistill.models import Decoder, join_params, with_params
 from jaxdistill.records import Problem, RunDir, read_records
 from jaxdistill.tokenization import decode_response, load_tokenizer, render_prompts
 from jaxdistill.train.feed import TrainRows, in_batches
-from jaxdistill.train.step import loss_sums
+from jaxdistill.train.gradients import loss_sums
 
 GENERATED_AT_ONCE = 64
 REGIONS = {"thinking": (0.0, 1.0, 0.0), "answer": (0.0, 0.0, 1.0)}

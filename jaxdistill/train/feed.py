@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from jaxdistill.data.packing import Row
 from jaxdistill.data.rows import FIELDS, Batches
-from jaxdistill.train.step import Batch, put_batch
+from jaxdistill.train.gradients import Batch
+from jaxdistill.train.step import PAIRS, put_batch
 
 AHEAD = 2
 """Batches that are read while the devices work."""
@@ -92,13 +93,31 @@ class TrainRows:
 
 
 def read_ahead(
-    rows: TrainRows, steps: range, shape: tuple[int, int], mesh: Mesh, waited: Callable[[float], Any]
+    rows: TrainRows,
+    steps: range,
+    shape: tuple[int, int],
+    mesh: Mesh,
+    waited: Callable[[float], Any],
+    pairs: Callable[[int], Batch] | None = None,
+    stored: Callable[[int], int] | None = None,
 ) -> Generator[tuple[int, Batch], None, None]:
-    """(step, batch on the devices) for every step, read in the background; `waited` hears how late each was."""
+    """(step, batch on the devices) for every step, read in the background; `waited` hears how late each was.
+
+    Args:
+      shape: rows and tokens of a whole batch.
+      pairs: gives the batch of pairs that goes with each.
+      stored: how many of a batch's rows are wanted, its first ones; all by default. Of none the batch is empty.
+    """
     with ThreadPoolExecutor(1) as reader:
 
         def read(step: int) -> Future[Batch]:
-            return reader.submit(put_batch, lambda part: rows.rows_of(step, part), shape, mesh, rows.topk)
+            return reader.submit(whole, step)
+
+        def whole(step: int) -> Batch:
+            count = shape[0] if stored is None else stored(step)
+            wanted = (count, shape[1])
+            batch = put_batch(lambda part: rows.rows_of(step, part), wanted, mesh, rows.topk) if count else {}
+            return batch if pairs is None else batch | {PAIRS: pairs(step)}
 
         coming = deque(read(step) for step in steps[:AHEAD])
         for step in steps:

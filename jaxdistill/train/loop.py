@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from jaxdistill.train.checkpoint import Checkpoints
 from jaxdistill.train.evaluation import Evaluator
 from jaxdistill.train.feed import read_ahead
 from jaxdistill.train.flops import FlopCounter, peak_flops
+from jaxdistill.train.gradients import Batch
 from jaxdistill.train.metrics import BAD_STEPS, EVALUATIONS, METRICS, MetricsLog, Outputs
 from jaxdistill.train.setup import Training, describe, set_up, start_state
+from jaxdistill.train.step import ROLLOUTS
 
 
 def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     )
     if processes.is_first():
         write_json(run.checkpoints / SHAPE, made.student.to_hf())
-    state, frozen, restored = start_state(config, made, checkpoints)
+    state, frozen, restored = start_state(config, run, made, checkpoints)
     first = restored.step if restored else 0
     if restored:
         progress.say(f"  going on from the checkpoint at step {first:,} of {made.steps:,}")
@@ -80,19 +83,31 @@ class _Loop:
     ):
         self.t, self.made, self.checkpoints, self.log, self.outputs = config.train, made, checkpoints, log, outputs
         self.evaluate, self.update, self.folder = evaluate, update, folder
-        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.pending: tuple[int, dict[str, jax.Array | float]] | None = None
 
     def go(self, first: int, state: Any, frozen: Any) -> None:
         steps = range(first, self.made.steps)
-        feed = read_ahead(self.made.rows, steps, self.made.shape, self.made.mesh, self.log.waited)
+        made, sampler = self.made, self.made.rollouts
+        stored = None if sampler is None else sampler.stored_rows
+        feed = read_ahead(made.rows, steps, made.shape, made.mesh, self.log.waited, made.pairs, stored)
         trace = contextlib.closing(_Trace(self.t.profile, self.folder / "profile"))
         with processes.StopSignal() as stop, contextlib.closing(feed), trace as profiler:
             for step, batch in feed:
                 profiler.before(step)
-                state, metrics = self.made.step(state, batch, frozen, self.made.teacher)
+                batch, sampled = self._with_rollouts(step, batch, state, frozen)
+                state, metrics = made.step(state, batch, frozen, made.teacher)
                 self._take_pending()
-                self.pending = (step, metrics)
+                self.pending = (step, metrics | sampled)
                 self._end_of_step(step + 1, state, frozen, stop.requested(step + 1))
+
+    def _with_rollouts(self, step: int, batch: Batch, state: Any, frozen: Any) -> tuple[Batch, dict[str, float]]:
+        """The batch with what the student has sampled for it, and what there is to say of that; mostly nothing."""
+        if self.made.rollouts is None:
+            return batch, {}
+        begun = time.monotonic()
+        rollouts, found = self.made.rollouts(step, state["params"], frozen)
+        self.log.sampled(time.monotonic() - begun)
+        return (batch if rollouts is None else batch | {ROLLOUTS: rollouts}), found
 
     def _end_of_step(self, done: int, state: Any, frozen: Any, stop: bool) -> None:
         t, last = self.t, done == self.made.steps

@@ -15,7 +15,9 @@ import jax
 
 from jaxdistill.config import RunConfig
 from jaxdistill.parallel import processes
+from jaxdistill.train.contrastive import METRICS as CONTRASTED
 from jaxdistill.train.flops import FlopCounter, mfu
+from jaxdistill.train.on_policy import METRICS as ON_POLICY
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
@@ -36,7 +38,7 @@ class MetricsLog:
         self.tokens, self.trained, self.seconds = 0, 0, 0.0
         self.last: dict[str, Any] = {}
         self._begun = self._mark = time.monotonic()
-        self._timed_tokens, self._timed_flops, self._waited, self._compiled = 0, 0.0, 0.0, False
+        self._timed_tokens, self._timed_flops, self._waited, self._sampled, self._compiled = 0, 0.0, 0.0, 0.0, False
 
     def add(self, step: int, values: dict[str, float]) -> str:
         """Takes one step's metrics, those of step `step` from 0; returns a note for people."""
@@ -60,6 +62,10 @@ class MetricsLog:
     def waited(self, seconds: float) -> None:
         """The loop had to wait for data."""
         self._waited += seconds if self._compiled else 0.0
+
+    def sampled(self, seconds: float) -> None:
+        """The student was sampled from."""
+        self._sampled += seconds if self._compiled else 0.0
 
     def pause(self) -> Callable[[], None]:
         """Stops the clock of speeds, for an evaluation; call what it returns to go on."""
@@ -87,9 +93,11 @@ class MetricsLog:
             "skipped": int(self.window[-1]["skipped"]),
             "seconds": round(self._total_seconds(now), 3),
         }
-        self.last |= {
-            name: sum(s[name] * s["count"] for s in good) / weight for name in DISTILLED if name in self.window[-1]
-        }
+        for name in (*DISTILLED, *CONTRASTED, *ON_POLICY):
+            having = [s for s in good if name in s]  # steps before `on_policy.after` have no rollouts
+            if having:
+                counted = sum(s["count"] for s in having) or 1.0
+                self.last[name] = sum(s[name] * s["count"] for s in having) / counted
         if self._timed_tokens:
             share = mfu(self._timed_flops, elapsed, self._peak, self._devices)
             self.last |= {
@@ -97,6 +105,8 @@ class MetricsLog:
                 "mfu": None if share is None else round(share, 4),
                 "data_wait_share": round(self._waited / elapsed, 5),
             }
+            if self._sampled:
+                self.last["sampling_share"] = round(self._sampled / elapsed, 5)
         self.last |= memory()
         self.window = []
         self._start_clock()
@@ -104,7 +114,7 @@ class MetricsLog:
 
     def _start_clock(self) -> None:
         self._mark = time.monotonic()
-        self._timed_tokens, self._timed_flops, self._waited = 0, 0.0, 0.0
+        self._timed_tokens, self._timed_flops, self._waited, self._sampled = 0, 0.0, 0.0, 0.0
 
     def _total_seconds(self, now: float) -> float:
         return self.seconds + now - self._begun

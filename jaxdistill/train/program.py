@@ -16,6 +16,7 @@ from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_
 from jaxdistill.models.load import stored
 from jaxdistill.parallel import mesh as meshes
 from jaxdistill.parallel.mesh import RULES
+from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.distill import Distillation
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
 from jaxdistill.train.step import State, make_step, state_shapes, state_shardings
@@ -37,6 +38,8 @@ class Program:
     shardings: State
     step: jax.stages.Wrapped
     distillation: Distillation | None
+    on_policy: Distillation | None = None
+    """How the teacher grades rows that the student has sampled."""
 
 
 def make_program(
@@ -48,13 +51,17 @@ def make_program(
     row_tokens: int,
     steps: int,
     seed: int,
+    contrast: Contrast | None = None,
     distillation: Distillation | None = None,
+    on_policy: Distillation | None = None,
 ) -> Program:
     """
     Args:
       mesh: its devices may be described ones, see `jax.experimental.topologies`.
       row_tokens: of a packed row.
+      contrast: of rows of pairs that every batch has beside the packed ones.
       distillation: what `train.distill` comes to; without it the loss is the cross-entropy alone.
+      on_policy: what `train.on_policy` comes to.
     Raises:
       ValueError: a mesh that does not fit the model or the batch.
     """
@@ -78,7 +85,9 @@ def make_program(
         seed=seed,
         schedule=make_schedule(train.optimizer, steps),
         spike=train.spike,
+        contrast=contrast,
         distillation=distillation,
+        on_policy=on_policy,
     )
     return Program(
         shape=(train.batch_rows, row_tokens),
@@ -91,6 +100,7 @@ def make_program(
         shardings=shardings,
         step=step,
         distillation=distillation,
+        on_policy=on_policy,
     )
 
 

@@ -16,8 +16,11 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import RunDir, read_manifest
 from jaxdistill.tokenization import load_tokenizer
 from jaxdistill.train.checkpoint import Checkpoints, Restored
+from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.distill import set_up_distillation
 from jaxdistill.train.feed import TrainRows
+from jaxdistill.train.on_policy import Rollouts, graded
+from jaxdistill.train.pairs import PairFeed, reference_identity, reference_logprobs, set_up_contrast
 from jaxdistill.train.program import Program, make_program
 from jaxdistill.train.step import State, init_state, state_shapes
 
@@ -28,6 +31,11 @@ class Training(Program):
 
     rows: TrainRows
     epochs: float
+    contrast: Contrast | None
+    pairs: PairFeed | None
+    """The rows of pairs of every step, where the training is contrastive."""
+    rollouts: Rollouts | None
+    """The rows that the student samples itself, where the training is on policy."""
     identity: dict[str, Any]
     """What a checkpoint must agree with, as plain data."""
     teacher: Any
@@ -43,8 +51,10 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
     t = config.train
     batches = Batches(run.tokens, batch_rows=t.batch_rows, seed=config.seed)
     steps = t.steps or math.ceil((t.epochs or 0) * batches.rows / t.batch_rows)
-    student = student_shape(config.student, len(load_tokenizer(str(run.tokenizer))), batches.row_tokens)
+    tokenizer = load_tokenizer(str(run.tokenizer))
+    student = student_shape(config.student, len(tokenizer), batches.row_tokens)
     mesh = make_mesh(to_dict(t.mesh))
+    contrast, pairs = set_up_contrast(config, run, mesh, student.vocab_size)
     distillation, teacher, of_teacher = set_up_distillation(config, run, mesh, steps, batches, student.vocab_size)
     made = make_program(
         t,
@@ -54,28 +64,46 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
         row_tokens=batches.row_tokens,
         steps=steps,
         seed=config.seed,
-        distillation=distillation,
+        contrast=contrast,
+        distillation=distillation if t.distill is not None and t.distill.distills else None,
+        on_policy=graded(t, distillation),
     )
     held_out = t.evaluate.rows if t.evaluate else 0
     stored = t.distill is not None and t.distill.source == "stored"
     rows = TrainRows(batches, seed=config.seed, vocabulary=student.vocab_size, held_out=held_out, stored=stored)
+    rollouts = None
+    if t.on_policy is not None:
+        assert distillation is not None and distillation.vocabulary is not None
+        stop, vocabulary = tokenizer.eos_token_id, distillation.vocabulary
+        rollouts = Rollouts(t, made, rows, stop=stop, vocabulary=vocabulary, seed=config.seed)
     return Training(
         **{field.name: getattr(made, field.name) for field in dataclasses.fields(made)},
         rows=rows,
         epochs=steps * t.batch_rows / batches.rows,
+        contrast=contrast,
+        pairs=pairs,
+        rollouts=rollouts,
         identity=_identity(config, run, student, batches) | of_teacher,
         teacher=teacher,
     )
 
 
-def start_state(config: RunConfig, made: Training, checkpoints: Checkpoints) -> tuple[State, Any, Restored | None]:
+def start_state(
+    config: RunConfig, run: RunDir, made: Training, checkpoints: Checkpoints
+) -> tuple[State, Any, Restored | None]:
     """(state, frozen parameters, the checkpoint that it comes from or None); parameters are never held twice."""
     trained, frozen = split_params(params_of(made.model))
     restored = checkpoints.restore(state_shapes(trained, made.optimizer), made.shardings)
+
+    def start() -> tuple[Any, Any]:
+        return split_params(params_of(start_student(config.student, made.student, config.seed, made.mesh)))
+
+    if made.contrast is not None and made.pairs is not None:
+        identity = reference_identity(config, run)
+        reference_logprobs(made.contrast, made.pairs, made.model, run.checkpoints, identity, start)
     if restored is not None and not frozen:
         return restored.state, {}, restored
-    started = params_of(start_student(config.student, made.student, config.seed, made.mesh))
-    trained, frozen = split_params(started)
+    trained, frozen = start()
     if restored is not None:
         return restored.state, frozen, restored
     return init_state(trained, made.optimizer, made.shardings), frozen, None

@@ -1,12 +1,12 @@
 """The train step: a pure function of (state, batch).
 
-Dimension key: B rows, T tokens, M micro-batches.
+Dimension key: B rows, T tokens.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,122 +17,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.data.rows import FIELDS
 from jaxdistill.data.topk import stored_shapes
-from jaxdistill.losses import Layout, chunked_cross_entropy, shift
-from jaxdistill.models import (
-    Decoder,
-    Lora,
-    ModelConfig,
-    abstract_model,
-    join_params,
-    param_shardings,
-    params_of,
-    split_params,
-    with_params,
-)
+from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_shardings, params_of, split_params
 from jaxdistill.parallel import mesh as meshes
-from jaxdistill.train.distill import Distillation, metrics_of
+from jaxdistill.train.contrastive import Contrast
+from jaxdistill.train.distill import Distillation
+from jaxdistill.train.gradients import Batch, gradients
 
 State = dict[str, Any]
 """`params`, `optimizer`, `step`, and `guard` (`mean_loss` of good steps, `skipped` bad ones, `skipped_in_row`): plain
 nested containers of arrays."""
-Batch = dict[str, jax.Array]
-"""`tokens`, `regions`, `segment_ids`, `positions`, each [B, T]; with stored distributions `data.topk.FIELDS`."""
-Taught = tuple[Distillation, Any, jax.Array]
+PAIRS, ROLLOUTS = "pairs", "rollouts"
+"""Parts of a batch that have rows of their own."""
 LOSS_MEMORY = 50
 """A loss is a spike against the running mean of about so many good steps, and not before there were so many."""
-
-
-def loss_sums(
-    model: Decoder,
-    batch: Batch,
-    region_weights: jax.Array,
-    dropout_key: jax.Array | None = None,
-    taught: Taught | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(sum of weighted -log p, {count, hits}) over a batch of packed rows; with a teacher, its divergence is added.
-
-    Args:
-      region_weights: fp32 [3], the weight of prompt (0), thinking and answer tokens.
-      dropout_key: for the dropout of adapters.
-      taught: the distillation, what the teacher says of the batch, and the step.
-    """
-    weights_BT = region_weights[batch["regions"].astype(jnp.int32)]
-    targets_BT, weights_BT = shift(batch["tokens"], weights_BT, batch["segment_ids"])
-    hidden_BTE = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key)
-    if taught is not None:
-        distillation, said, step = taught
-        return distillation.loss_sums(model, hidden_BTE, targets_BT, weights_BT, batch, said, step)
-    # the logits of a whole batch never exist, and prompts cost nothing in the vocabulary
-    total, count, found = chunked_cross_entropy(
-        hidden_BTE,
-        model.projection(),
-        targets_BT,
-        weights_BT,
-        softcap=model.config.final_softcap,
-        dtype=model.dtype,
-        layout=Layout.of(model.mesh),
-    )
-    return total, {"count": count, "hits": found["hits"]}
-
-
-def gradients(
-    model: Decoder,
-    params: Any,
-    batch: Batch,
-    region_weights: jax.Array,
-    micro_batches: int,
-    *,
-    frozen: Any = None,
-    dropout_key: jax.Array | None = None,
-    distillation: Distillation | None = None,
-    teacher: Any = None,
-    step: jax.Array | None = None,
-) -> tuple[Any, dict[str, jax.Array]]:
-    """Gradient of (sum / count) over the whole batch, however many micro-batches it is taken in.
-
-    Args:
-      params: what is trained, see `models.split_params`.
-      frozen: the parameters that are not; none if absent.
-      distillation, teacher, step: if given, the loss has a divergence too; parameters of the teacher that it names.
-    Returns:
-      (gradient, {loss, count, accuracy}). Sums are added over micro-batches first and divided once.
-    """
-
-    def sums(params: Any, part: Batch, key: jax.Array | None) -> tuple[Any, dict[str, jax.Array]]:
-        taught = None
-        if distillation is not None:
-            assert step is not None
-            taught = distillation, distillation.read(part, teacher), step
-        (total, more), gradient = jax.value_and_grad(
-            lambda p: loss_sums(with_params(model, join_params(p, frozen or {})), part, region_weights, key, taught),
-            has_aux=True,
-        )(params)
-        return gradient, {"total": total} | more
-
-    if micro_batches == 1:
-        gradient, found = sums(params, batch, dropout_key)
-    else:
-        # every device gives an equal share of its own rows to each part, so that none of them has to move
-        parts = {
-            k: meshes.constrain(
-                v.reshape(-1, micro_batches, *v.shape[1:]).swapaxes(0, 1),
-                (None, "batch", "sequence", *(None,) * (v.ndim - 2)),
-                model.mesh,
-            )
-            for k, v in batch.items()
-        }
-        keys = None if dropout_key is None else jax.random.split(dropout_key, micro_batches)
-        first = jax.tree.map(lambda x: x[0], (parts, keys))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sums, params, *first))
-        (gradient, found), _ = jax.lax.scan(
-            lambda carry, part: (jax.tree.map(jnp.add, carry, sums(params, *part)), None), zero, (parts, keys)
-        )
-    # a batch without a single trained token gives a zero gradient, not NaN
-    count = jnp.maximum(found["count"], 1e-9)
-    metrics = {"loss": found["total"] / count, "count": found["count"], "accuracy": found["hits"] / count}
-    if distillation is not None:
-        metrics |= metrics_of(found)
-    return jax.tree.map(lambda g: g / count, gradient), metrics
 
 
 def make_step(
@@ -145,7 +42,9 @@ def make_step(
     seed: int = 0,
     schedule: optax.Schedule | None = None,
     spike: float | None = None,
+    contrast: Contrast | None = None,
     distillation: Distillation | None = None,
+    on_policy: Distillation | None = None,
 ) -> jax.stages.Wrapped:
     """The compiled step (state, batch, frozen parameters, teacher's parameters) -> (state, metrics).
 
@@ -158,12 +57,16 @@ def make_step(
       seed: of the adapters' dropout, which is a pure function of it and of the step.
       schedule: the optimizer's, for `metrics["learning_rate"]`.
       spike: a loss this many times its running mean is one; none is if absent.
+      contrast: if given, the batch has rows of pairs too, in `batch["pairs"]`, whose loss is added.
+      on_policy: how the rows are graded that a batch may have in `batch["rollouts"]`, sampled by the student.
     """
     weights = jnp.array((0.0, *region_weights), jnp.float32)
     dropout = model.lora is not None and model.lora.dropout > 0
 
     def step(state: State, batch: Batch, frozen: Any = None, teacher: Any = None) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"]) if dropout else None
+        pairs, rollouts = batch.get(PAIRS), batch.get(ROLLOUTS)
+        batch = {k: v for k, v in batch.items() if k not in (PAIRS, ROLLOUTS)}
         gradient, metrics = gradients(
             model,
             state["params"],
@@ -175,7 +78,15 @@ def make_step(
             distillation=distillation,
             teacher=teacher,
             step=state["step"],
+            rollouts=rollouts,
+            on_policy=on_policy,
         )
+        if contrast is not None:
+            assert pairs is not None
+            more = None if key is None else jax.random.fold_in(key, 1)
+            gradient, metrics = contrast.add_gradients(
+                model, state["params"], pairs, gradient, metrics, micro_batches, frozen=frozen, dropout_key=more
+            )
         gradient = jax.lax.with_sharding_constraint(gradient, shardings["params"])
         norm = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
@@ -183,7 +94,12 @@ def make_step(
         good, guard = _judge(metrics["loss"], norm, state["guard"], state["step"], spike)
         old = {"params": state["params"], "optimizer": state["optimizer"]}
         kept = jax.tree.map(lambda n, o: jnp.where(good, n, o), {"params": params, "optimizer": optimizer_state}, old)
-        metrics |= {"gradient_norm": norm, "bad": 1 - good.astype(jnp.int32), **guard, **_sizes(batch, model.config)}
+        metrics |= {
+            "gradient_norm": norm,
+            "bad": 1 - good.astype(jnp.int32),
+            **guard,
+            **_sizes([part for part in (batch, pairs, rollouts) if part], model.config),
+        }
         if schedule is not None:
             # a step that was not taken does not move the optimizer's own count either
             metrics["learning_rate"] = jnp.float32(schedule(state["step"] - state["guard"]["skipped"]))
@@ -210,13 +126,16 @@ def _judge(
     }
 
 
-def _sizes(batch: Batch, config: ModelConfig) -> dict[str, jax.Array]:
+def _sizes(parts: Sequence[Batch], config: ModelConfig) -> dict[str, jax.Array]:
     """`tokens` that are no padding, and the query-key `pairs` of their attention, over all layers."""
-    real = batch["segment_ids"] > 0
-    seen = (batch["positions"] + 1).astype(jnp.float32)
     windows = collections.Counter(kind.window for kind in config.kinds)
-    pairs = sum(n * jnp.sum(jnp.where(real, jnp.minimum(seen, w or jnp.inf), 0.0)) for w, n in windows.items())
-    return {"tokens": jnp.sum(real, dtype=jnp.int32), "pairs": jnp.float32(pairs)}
+    tokens, pairs = jnp.int32(0), jnp.float32(0)
+    for part in parts:
+        real = part["segment_ids"] > 0
+        seen = (part["positions"] + 1).astype(jnp.float32)
+        tokens += jnp.sum(real, dtype=jnp.int32)
+        pairs += sum(n * jnp.sum(jnp.where(real, jnp.minimum(seen, w or jnp.inf), 0.0)) for w, n in windows.items())
+    return {"tokens": tokens, "pairs": jnp.float32(pairs)}
 
 
 def state_shardings(

@@ -21,8 +21,9 @@ from jaxdistill.parallel.mesh import RULES, make_mesh
 from jaxdistill.records import RunDir
 from jaxdistill.tokenization import TokenMap
 from jaxdistill.train.distill import Distillation, same_vocabulary, share_schedule
+from jaxdistill.train.gradients import gradients
 from jaxdistill.train.setup import set_up
-from jaxdistill.train.step import gradients, put_batch
+from jaxdistill.train.step import put_batch
 from tests.helpers import TINY, prepared_run
 from tests.losses import reference
 from tests.train.test_step import CONFIG, WEIGHTS, close, examples

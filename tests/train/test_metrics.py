@@ -70,6 +70,20 @@ def test_a_line_is_the_mean_of_the_good_steps_by_trained_tokens():
     assert line["mfu"] > 0 and line["host_memory_gib"] > 0 and line["device_memory_gib"] is None
 
 
+def test_what_only_some_steps_have_is_the_mean_of_those():
+    made = log()
+    made.add(0, values(4.0, 10.0))
+    assert "on_policy_kd" not in made.line()
+    made.add(1, values(4.0, 10.0))
+    made.sampled(1e-3)
+    made.add(2, values(1.0, 10.0, on_policy_kd=3.0, finished=0.5))
+    made.add(3, values(1.0, 30.0, on_policy_kd=1.0, finished=0.1))
+    line = made.line()
+    assert line["loss"] == pytest.approx(1.6)
+    assert (line["on_policy_kd"], line["finished"]) == (pytest.approx(1.5), pytest.approx(0.2))
+    assert line["sampling_share"] > 0
+
+
 def test_what_a_checkpoint_carries_makes_the_log_go_on_as_if_never_stopped():
     names = ("step", "loss", "accuracy", "tokens", "trained_tokens")
     whole, before = log(), log()

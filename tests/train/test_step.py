@@ -10,8 +10,9 @@ from jaxdistill.data.examples import Example
 from jaxdistill.data.packing import best_fit, fill_row
 from jaxdistill.models import ModelConfig, abstract_model, init_model, param_shardings, params_of
 from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.train.gradients import gradients
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
-from jaxdistill.train.step import gradients, init_state, make_step, put_batch, state_shardings
+from jaxdistill.train.step import init_state, make_step, put_batch, state_shardings
 
 CONFIG = ModelConfig.from_hf(
     {
