@@ -56,7 +56,10 @@ def _over_tokens_on_cpu(x, g, dtype):
     if jnp.dtype(dtype) != jnp.bfloat16 or jax.device_count() > 1:
         return _dot(x, g, (rows, rows), jnp.float32)
     x, g = x.reshape(-1, x.shape[-1]).astype(dtype), g.reshape(-1, g.shape[-1]).astype(dtype)
-    return _dot(with_layout_constraint(x.T, Layout((0, 1))), g, ((1,), (0,)), dtype)
+    # the kernel writes row after row, too; who wants the sum transposed must not have it written so
+    rows_first = Layout((0, 1))
+    dw = _dot(with_layout_constraint(x.T, rows_first), with_layout_constraint(g, rows_first), ((1,), (0,)), dtype)
+    return with_layout_constraint(dw, rows_first)
 
 
 def _dot(a, b, contract, dtype):
