@@ -19,6 +19,7 @@ RANKS = {
     "records": 0,
     "hub": 0,
     "progress": 0,
+    "cluster": 1,
     "tokenization": 1,
     "demo": 1,
     "edits": 1,
@@ -55,9 +56,9 @@ PURE = {
     "losses": {"__future__", "collections", "dataclasses", "functools", "jax", "jaxtyping", "math", "numpy", "typing"},
 }
 # packages that one module alone may import
-ALONE = {"vllm": "traces.vllm_worker"}
+ALONE = {"vllm": "traces.vllm_worker", "ray": "cluster"}
 # what `jaxdistill --help` must not wait for
-HEAVY = ["jax", "flax", "optax", "torch", "transformers", "vllm", "matplotlib", "sympy"]
+HEAVY = ["jax", "flax", "optax", "torch", "transformers", "vllm", "ray", "matplotlib", "sympy"]
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def test_imports_point_downwards():
         ("pipeline", "from . import cli"),
         ("traces.engines", "from vllm import LLM"),
         ("evals.evaluate", "import vllm.entrypoints"),
+        ("traces.ray_engine", "def f():\n    import ray"),
         ("traces.engines", "from jaxdistill.newcomer import x"),
         ("__init__", "from jaxdistill import config"),
     ],

@@ -4,6 +4,7 @@
 names the nearest known one; every section checks its own values, so a stage never sees a config that cannot work.
 """
 
+from jaxdistill.config.cluster import RayConfig
 from jaxdistill.config.data import CurriculumConfig, DataConfig, EditConfig, PhaseConfig, SourceConfig, TakeConfig
 from jaxdistill.config.loading import build, differences, effective, fingerprint, load, to_dict, with_baseline
 from jaxdistill.config.methods import ContrastiveConfig, OnPolicyConfig, PairsConfig, StarConfig, TaskConfig
@@ -55,6 +56,7 @@ __all__ = [
     "ProblemsConfig",
     "ProfileConfig",
     "QualityConfig",
+    "RayConfig",
     "RunConfig",
     "ServerConfig",
     "SourceConfig",

@@ -73,9 +73,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 # what changes how fast or where something is computed, and not what comes out
 _WITHOUT_EFFECT = {
     "DataConfig": {"workers"},
-    "VerifyConfig": {"workers"},
+    "VerifyConfig": {"workers", "executor", "ray"},
     "JudgeConfig": {"batch"},
-    "TracesConfig": {"batch", "retry_failed"},
+    "TracesConfig": {"batch", "retry_failed", "executor", "ray"},
     "ServerConfig": {"urls", "start", "api_key_env", "in_flight", "timeout_s", "retries", "backoff_s", "patience_s"},
     "EvaluateConfig": {"batch", "server"},
     "QualityConfig": {"batch"},

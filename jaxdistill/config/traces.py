@@ -7,6 +7,7 @@ import sys
 from typing import Literal
 
 from jaxdistill.config.base import require, section
+from jaxdistill.config.cluster import RayConfig
 
 
 @section
@@ -86,6 +87,8 @@ class TracesConfig:
     engine: Literal["vllm", "server", "jax", "import"]
     """`vllm`: offline engine in its own process. `server`: any OpenAI-compatible servers (`traces.server`). `jax`: the
     embedded decoder. `import`: the responses that came with the problems."""
+    executor: Literal["local", "ray"] = "local"
+    """Where the engines `vllm` and `jax` run: here, or on the workers of a Ray cluster (`traces.ray`), one on each."""
     teacher: str | None = None
     """A Hugging Face folder or repository id; `demo` is the small teacher that ships with the package."""
     revision: str | None = None
@@ -118,14 +121,16 @@ class TracesConfig:
     logprobs_temperature: float = 1.0
     """Divides the teacher's logits before `logprobs` are taken, for a `train.distill.temperature` other than 1. In JAX
     alone."""
-    scorer: Literal["vllm", "jax"] = "vllm"
-    """What computes the logprobs of imported traces."""
+    scorer: Literal["vllm", "server", "jax"] = "vllm"
+    """What computes the logprobs of imported traces: an engine. `server`: vLLM's (`traces.server`), as other servers do
+    not tell the logprobs of a prompt."""
     retry_failed: bool = False
     """Draw again what is recorded as failed; of a finished stage, remove `traces/manifest.json` first."""
     batch: int = 256
     """Rows decoded at once by the JAX engine; vLLM has `vllm.max_num_seqs`."""
     vllm: VLLMConfig = VLLMConfig()
     server: ServerConfig = ServerConfig()
+    ray: RayConfig = RayConfig()
 
     def __post_init__(self):
         require(self.samples >= 1, f"traces.samples is {self.samples}; sample at least once a problem.")
@@ -136,12 +141,25 @@ class TracesConfig:
             require(self.teacher is not None, f"traces.engine: {self.engine} needs `traces.teacher`, a checkpoint.")
         self._check_styles()
         self._check_resampling()
-        if self.engine == "server":
+        if self.asked == "server":
+            what = "engine" if self.engine == "server" else "scorer"
             require(
                 bool(self.server.urls) or self.server.start > 0,
-                "traces.engine: server needs `traces.server.urls`, or `traces.server.start: 1` to start one here.",
+                f"traces.{what}: server needs `traces.server.urls`, or `traces.server.start: 1` to start one here.",
             )
         self._check_logprobs()
+        require(
+            self.executor == "local" or self.asked in ("vllm", "jax"),
+            "traces.executor: ray runs the engines vllm and jax, and traces.scorer for imported traces with "
+            "traces.logprobs; set traces.executor: local.",
+        )
+
+    @property
+    def asked(self) -> str | None:
+        """The engine that is asked for tokens or logprobs; None where nothing is."""
+        if self.engine != "import":
+            return self.engine
+        return self.scorer if self.logprobs else None
 
     def _check_logprobs(self):
         most = 20 if self.engine == "server" else 1024
@@ -149,8 +167,8 @@ class TracesConfig:
             0 <= self.logprobs <= most, f"traces.logprobs is {self.logprobs}; engine {self.engine} gives 0 to {most}."
         )
         require(
-            not self.logprobs or self.engine != "server" or self.server.api == "completions",
-            "traces.logprobs needs engine vllm or jax, or engine server with server.api: completions; set it to 0.",
+            not self.logprobs or self.asked != "server" or self.server.api == "completions",
+            "traces.logprobs needs engine vllm or jax, or a server with server.api: completions; set it to 0.",
         )
         in_jax = self.engine == "jax" or (self.engine == "import" and self.scorer == "jax")
         T = self.logprobs_temperature

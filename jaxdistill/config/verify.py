@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from jaxdistill.config.base import require, section
+from jaxdistill.config.cluster import RayConfig
 from jaxdistill.config.traces import ServerConfig, VLLMConfig
 
 
@@ -220,6 +221,9 @@ class VerifyConfig:
     code: CodeConfig = CodeConfig()
     workers: int | None = None
     """Processes that judge; as many as there are processors if absent."""
+    executor: Literal["local", "ray"] = "local"
+    """Where they run: here, or as the workers of a Ray cluster (`verify.ray`, and `workers` is of no use)."""
+    ray: RayConfig = RayConfig()
 
     def __post_init__(self):
         require(

@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -33,16 +34,29 @@ def _matmul_backward(dtype, saved, g):
     x, w = saved
     dx = _dot(g, w, ((g.ndim - 1,), (1,)), dtype)
     rows = tuple(range(g.ndim - 1))
-    # the contraction over tokens is the long one; CPUs do it faster in fp32 than in bf16
     dw = jax.lax.platform_dependent(
         x, g,
-        cpu=lambda x, g: _dot(x, g, (rows, rows), jnp.float32),
+        cpu=lambda x, g: _over_tokens_on_cpu(x, g, dtype),
         default=lambda x, g: _dot(x, g, (rows, rows), dtype),
     )  # fmt: skip
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _over_tokens_on_cpu(x, g, dtype):
+    """The sum over all tokens of x [..., E] and g [..., F], [E, F], as fast as CPUs do it.
+
+    XLA hands such a product to a kernel that reads x against its grain, in bf16 slower than in fp32. A transposed copy
+    is what it needs (8,192 tokens, 384 x 1,152, two cores with AVX-512: 120 GFLOP/s, in fp32 176, of the copy 281 to
+    352). A layout is not partitioned, though: several devices stay with fp32.
+    """
+    rows = tuple(range(g.ndim - 1))
+    if jnp.dtype(dtype) != jnp.bfloat16 or jax.device_count() > 1:
+        return _dot(x, g, (rows, rows), jnp.float32)
+    x, g = x.reshape(-1, x.shape[-1]).astype(dtype), g.reshape(-1, g.shape[-1]).astype(dtype)
+    return _dot(with_layout_constraint(x.T, Layout((0, 1))), g, ((1,), (0,)), dtype)
 
 
 def _dot(a, b, contract, dtype):

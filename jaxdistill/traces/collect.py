@@ -71,7 +71,7 @@ def find_teacher(config: TracesConfig) -> Teacher:
     assert config.teacher is not None
     if config.engine == "server" and config.server.api == "chat" and not config.server.start:
         return Teacher(Path(config.teacher), None, config.revision or "")
-    remote = config.engine == "server" and not config.server.start
+    remote = config.executor == "ray" or (config.asked == "server" and not config.server.start)
     checkpoint = hub.fetch(config.teacher, config.revision, weights=not remote)
     chat = config.engine == "server" and config.server.api == "chat"
     tokenizer = None if chat else tokenization.load_tokenizer(str(checkpoint))
@@ -100,7 +100,7 @@ def check_gold(config: RunConfig, problems: list[Problem]) -> None:
 def _header(config: TracesConfig, work: WorkList, revision: str) -> dict[str, Any]:
     """What must not change between a journal's lines. How fast and on what the teacher ran may."""
     section = to_dict(config)
-    for key in ("batch", "retry_failed", "until_kept", "max_samples"):
+    for key in ("batch", "retry_failed", "until_kept", "max_samples", "executor", "ray"):
         del section[key]
     vllm, server = section.pop("vllm"), section.pop("server")
     if config.until_kept:  # then it is how many to draw at a time
@@ -151,6 +151,7 @@ def _collect(config: TracesConfig, teacher: Teacher, work: WorkList, journal: Jo
         batch=config.batch,
         log=log,
         ready=is_ready,
+        executor=engines.executor_of(config, teacher.revision),
     )
     done, tokens, ended = len(journal), 0, Counter()
     with contextlib.closing(completions), bar("traces", len(work), done=done) as update:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxdistill import hub
-from jaxdistill.config import ServerConfig, VLLMConfig
+from jaxdistill.config import RayConfig, ServerConfig, TracesConfig, VLLMConfig
 from jaxdistill.traces.logprobs import TopLogprobs
 
 
@@ -27,7 +27,7 @@ class Request:
     messages: list[dict[str, str]] | None = None
     """The chat that the prompt was rendered from; only servers with `api: chat` look at it."""
     response_ids: list[int] | None = None
-    """Draw nothing: give the logprobs of this response, by one prefill. Only the engines `vllm` and `jax` do it."""
+    """Draw nothing: give the logprobs of this response, by one prefill. A server that is no vLLM cannot do it."""
 
     @property
     def room(self) -> int:
@@ -76,6 +76,45 @@ class Completion:
         return len(self.output_ids) or self.tokens or 0
 
 
+@runtime_checkable
+class Session(Protocol):
+    """An engine that is asked bit by bit, as where requests are handed out to several; made when its model is loaded.
+
+    What it is made with is told by `vllm_engine.Session`.
+    """
+
+    def give(self, requests: list[Request]) -> None:
+        """Requests, while others may be under way."""
+
+    def take(self, seconds: float) -> list[Completion]:
+        """Waits for what ends next; may give nothing after so many seconds."""
+        ...
+
+    def close(self) -> None:
+        """Ends it, whatever is under way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Executor:
+    """A Ray cluster in the place of this machine; each of its workers fetches the checkpoint for itself."""
+
+    ray: RayConfig
+    name: str
+    """Of the checkpoint, see `hub.fetch`."""
+    fetched: str | None
+    """The revision to fetch."""
+    revision: str
+    """What `hub.revision_of` says of it here; empty if it is not here."""
+
+
+def executor_of(config: TracesConfig, revision: str) -> Executor | None:
+    """What `traces.executor` asks for; None for this machine. `revision` is the teacher's, as it is known here."""
+    if config.executor == "local":
+        return None
+    assert config.teacher is not None
+    return Executor(config.ray, config.teacher, config.revision, revision)
+
+
 def generate(
     engine: str,
     checkpoint: Path,
@@ -87,6 +126,7 @@ def generate(
     server: ServerConfig | None = None,
     log: Path | None = None,
     ready: Callable[[], None] = lambda: None,
+    executor: Executor | None = None,
 ) -> Generator[Completion, None, None]:
     """Draws every request's sample; yields completions as they finish, in any order, each request exactly once.
 
@@ -100,6 +140,7 @@ def generate(
       server: which servers, for the engine `server`.
       log: where an engine with a process of its own keeps that process's output; a temporary file if absent.
       ready: called once, when the model is loaded and the first batch begins.
+      executor: a Ray cluster to work on, for the engines `vllm` and `jax`; this machine if absent.
     Raises:
       ValueError: a request does not fit into the model's context, or the engine cannot run this checkpoint.
     """
@@ -113,7 +154,13 @@ def generate(
     def run() -> Generator[
         Completion, None, None
     ]:  # the checks above are made at once, this begins with the first `next`
-        if requests:
+        if requests and executor is not None:
+            from jaxdistill.traces import ray_engine
+
+            yield from ray_engine.generate(
+                engine, requests, sampling, vllm=vllm, batch=batch, log=log, ready=ready, executor=executor
+            )
+        elif requests:
             yield from ENGINES[engine](
                 checkpoint, requests, sampling, vllm=vllm, batch=batch, log=log, ready=ready, **options
             )

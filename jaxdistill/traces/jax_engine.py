@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from jaxdistill.models import Decoder
+    from jaxdistill.traces.jax_scoring import Scorer
 
 
 def generate(
@@ -30,29 +31,79 @@ def generate(
 ) -> Iterator[Completion]:
     """See `engines.generate`; `vllm` and `log` are of no use here."""
     del vllm, log
-    from jaxdistill.models import load_hf
-
-    requests = list(requests)
-    model = load_hf(checkpoint, dtype="float32")
+    answerer = _Answerer(checkpoint, sampling, batch)
     ready()
-    scored = [request for request in requests if request.response_ids is not None]
-    drawn = [request for request in requests if request.response_ids is None]
-    if not sampling.logprobs:
-        yield from _decoded(model, drawn, sampling, batch)
-        return
-    from jaxdistill.traces.jax_scoring import Scorer
+    yield from answerer.answer(list(requests))
 
-    size, temperature = TokenMap.of(checkpoint).size, sampling.logprobs_temperature
-    scorer = Scorer(model, sampling.logprobs, size, random=sampling.random, temperature=temperature)
-    completions = itertools.chain(
-        (Completion(id=r.id, output_ids=r.response_ids or [], finish_reason="stop") for r in scored),
-        _decoded(model, drawn, sampling, batch),
-    )
-    by_id = {request.id: request for request in requests}
-    while part := list(itertools.islice(completions, SCORED_AT_ONCE)):
-        asked = [dataclasses.replace(by_id[c.id], response_ids=c.output_ids) for c in part]
-        for index, found in scorer.score(asked):
-            yield dataclasses.replace(part[index], logprobs=found)
+
+class Session:
+    """A model that is asked bit by bit. See `engines.Session`."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        sampling: Sampling,
+        *,
+        vllm: VLLMConfig,
+        batch: int,
+        log: Path | None,
+        longest: int,
+    ):
+        """Returns when the model is loaded; `vllm`, `log` and `longest` are of no use here."""
+        del vllm, log, longest
+        self._answerer = _Answerer(checkpoint, sampling, batch)
+        self._waiting: list[Request] = []
+        self._running: Iterator[Completion] = iter(())
+
+    def give(self, requests: list[Request]) -> None:
+        self._waiting += requests
+
+    def take(self, seconds: float) -> list[Completion]:
+        """The next completion, however long it takes; what comes in meanwhile is begun when all before it is done."""
+        del seconds
+        found = next(self._running, None)
+        if found is None and self._waiting:
+            self._running, self._waiting = self._answerer.answer(self._waiting), []
+            found = next(self._running, None)
+        return [found] if found else []
+
+    def close(self) -> None:
+        self._running = iter(())
+
+
+class _Answerer:
+    """A loaded model."""
+
+    def __init__(self, checkpoint: Path, sampling: Sampling, batch: int):
+        from jaxdistill.models import load_hf
+
+        self._checkpoint, self._sampling, self._batch = checkpoint, sampling, batch
+        self._model = load_hf(checkpoint, dtype="float32")
+        self._scorer = self._make_scorer() if sampling.logprobs else None
+
+    def answer(self, requests: list[Request]) -> Iterator[Completion]:
+        model, sampling, batch = self._model, self._sampling, self._batch
+        scored = [request for request in requests if request.response_ids is not None]
+        drawn = [request for request in requests if request.response_ids is None]
+        if self._scorer is None:
+            yield from _decoded(model, drawn, sampling, batch)
+            return
+        completions = itertools.chain(
+            (Completion(id=r.id, output_ids=r.response_ids or [], finish_reason="stop") for r in scored),
+            _decoded(model, drawn, sampling, batch),
+        )
+        by_id = {request.id: request for request in requests}
+        while part := list(itertools.islice(completions, SCORED_AT_ONCE)):
+            asked = [dataclasses.replace(by_id[c.id], response_ids=c.output_ids) for c in part]
+            for index, found in self._scorer.score(asked):
+                yield dataclasses.replace(part[index], logprobs=found)
+
+    def _make_scorer(self) -> Scorer:
+        from jaxdistill.traces.jax_scoring import Scorer
+
+        sampling, size = self._sampling, TokenMap.of(self._checkpoint).size
+        temperature = sampling.logprobs_temperature
+        return Scorer(self._model, sampling.logprobs, size, random=sampling.random, temperature=temperature)
 
 
 SCORED_AT_ONCE = 256

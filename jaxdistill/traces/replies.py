@@ -30,6 +30,8 @@ class Refused(ValueError):
 
 def make_body(request: Request, sampling: Sampling, model: str, api: str) -> dict[str, Any]:
     """The JSON of one request; what other servers than vLLM do not know is theirs to ignore."""
+    if request.response_ids is not None:
+        return _scoring_body(request, sampling, model)
     greedy = sampling.temperature == 0
     body: dict[str, Any] = {
         "model": model,
@@ -48,11 +50,27 @@ def make_body(request: Request, sampling: Sampling, model: str, api: str) -> dic
     return body
 
 
+def _scoring_body(request: Request, sampling: Sampling, model: str) -> dict[str, Any]:
+    """One prefill of vLLM's; the token that it draws besides is not looked at."""
+    return {
+        "model": model,
+        "prompt": _whole(request),
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "prompt_logprobs": sampling.logprobs,
+        "return_token_ids": True,
+    }
+
+
+def _whole(request: Request) -> list[int]:
+    return request.prompt_ids + (request.response_ids or [])
+
+
 def check_status(status: int, headers: Any, data: bytes, url: str) -> None:
     """Sorts out HTTP errors.
 
     Raises:
-      Refused: nobody would be served (401, 403, 404).
+      Refused: nobody would be served (401, 403, 404, or more logprobs than the server gives).
       Failed: this request was not; 408, 409, 425, 429 and 5xx are worth another attempt.
     """
     if status == 200:
@@ -62,6 +80,8 @@ def check_status(status: int, headers: Any, data: bytes, url: str) -> None:
         raise Refused(f"{url}: {reason}; put the key into the environment variable that server.api_key_env names.")
     if status == 404:
         raise Refused(f"{url}: {reason}; correct traces.server.model, .urls or .api.")
+    if status == 400 and "logprobs" in reason and "max allowed" in reason:
+        raise Refused(f"{url}: {reason}; start it with --max-logprobs so high, or lower traces.logprobs.")
     raise Failed(reason, retry=status in (408, 409, 425, 429) or status >= 500, wait_s=_retry_after(headers))
 
 
@@ -80,6 +100,8 @@ def read_completion(data: bytes, request: Request, sampling: Sampling, api: str)
         count = len(choices) if isinstance(choices, list) else "no"
         raise Failed(f"a reply with {count} choices instead of one")
     choice = choices[0]
+    if request.response_ids is not None:
+        return _read_scored(choice, reply, request, sampling.logprobs)
     reason = choice.get("finish_reason")
     if reason not in ("stop", "length"):
         raise Failed(f"the server ended it with finish_reason {reason!r}")
@@ -103,8 +125,29 @@ def read_completion(data: bytes, request: Request, sampling: Sampling, api: str)
     )
 
 
+def _read_scored(choice: dict[str, Any], reply: dict[str, Any], request: Request, k: int) -> Completion:
+    """The logprobs of a response that came as part of the prompt."""
+    whole, response_ids = _whole(request), request.response_ids or []
+    _check_prompt(choice.get("prompt_token_ids", reply.get("prompt_token_ids")), request, "completions")
+    found = choice.get("prompt_logprobs", reply.get("prompt_logprobs"))
+    if not isinstance(found, list):
+        raise Failed("no prompt_logprobs, which vLLM's completions have; another server cannot score")
+    if len(found) != len(whole):  # the first of them is null, as nothing comes before it
+        raise Failed(f"prompt_logprobs at {len(found)} positions for {len(whole)} tokens")
+    try:
+        positions = [
+            {int(token): float(entry["logprob"]) for token, entry in row.items()}
+            for row in found[len(request.prompt_ids) :]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise Failed("prompt_logprobs that are not in vLLM's form") from None
+    return Completion(
+        id=request.id, output_ids=response_ids, finish_reason="stop", logprobs=_sorted(positions, response_ids, k)
+    )
+
+
 def _check_prompt(found: Any, request: Request, api: str) -> None:
-    if api == "completions" and found is not None and found != request.prompt_ids:
+    if api == "completions" and found is not None and found != _whole(request):
         raise Failed("the server answered another prompt than it was sent")
 
 
@@ -161,6 +204,10 @@ def _logprobs(choice: dict[str, Any], output_ids: list[int] | None, k: int) -> l
             position.setdefault(token, float(value))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise Failed("logprobs that are missing or not in vLLM's form") from None
+    return _sorted(positions, output_ids, k)
+
+
+def _sorted(positions: list[dict[int, float]], output_ids: list[int], k: int) -> logprobs.TopLogprobs:
     try:
         return logprobs.from_candidates(positions, output_ids, k)
     except ValueError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jaxdistill import tokenization
 from jaxdistill.config import TracesConfig, to_dict
-from jaxdistill.progress import bar
+from jaxdistill.progress import bar, say
 from jaxdistill.records import Problem, Trace
 from jaxdistill.traces import engines, logprobs
 from jaxdistill.traces.engines import Request, Sampling
@@ -69,7 +69,7 @@ def score(
 
     Returns:
       the traces, in their order, with the ids of prompt and response that the logprobs belong to; one whose scoring
-      failed is as it was.
+      failed is as it was, and `traces.retry_failed` tries it again.
     Raises:
       ValueError: a trace does not fit into the teacher's context, or the journal is of other settings.
     """
@@ -80,6 +80,8 @@ def score(
     keys = ("engine", "teacher", "styles", "system", "suffix", "logprobs", "scorer")
     keys += ("logprobs_kind", "logprobs_temperature")
     header = {f"traces.{key}": section[key] for key in keys}
+    if config.scorer == "server":
+        header["traces.server.model"] = section["server"]["model"]
     header |= {"the teacher's weights": origin.revision, "the rendered prompts": work.hashes()[1]}
     options = {"size": len(numbers), "number_of": numbers.get, "retry_failed": config.retry_failed}
     with Journal(folder / journal, header, **options) as found:
@@ -94,16 +96,21 @@ def score(
             logprobs_temperature=config.logprobs_temperature,
         )
         completions = engines.generate(
-            config.scorer, checkpoint, requests, sampling, vllm=config.vllm, batch=config.batch, log=folder / log
+            config.scorer,
+            checkpoint,
+            requests,
+            sampling,
+            vllm=config.vllm,
+            server=config.server,
+            batch=config.batch,
+            log=folder / log,
+            executor=engines.executor_of(config, origin.revision),
         )
         with contextlib.closing(completions), bar("scored", len(numbers), done=len(found)) as update:
             for completion in completions:
                 found.add(completion)
                 update(len(found), "")
-        scored = (found.read(number) for number in range(len(numbers)))
-        logprobs.write_logprobs(
-            folder / logprobs.FOLDER, ((e.id, e.logprobs) for e in scored if e.logprobs is not None), origin
-        )
+        logprobs.write_logprobs(folder / logprobs.FOLDER, _scored(found, len(numbers)), origin)
         for trace in traces():
             completion = found.read(numbers[trace.id])
             if completion.error is None:
@@ -112,3 +119,18 @@ def score(
                 prompt_ids = work.request(number).prompt_ids
                 trace = dataclasses.replace(trace, prompt_ids=prompt_ids, output_ids=completion.output_ids)
             yield trace
+
+
+def _scored(found: Journal, count: int) -> Iterator[tuple[str, logprobs.TopLogprobs]]:
+    """What was scored, in order; at the end it is said what could not be."""
+    failed: list[str] = []
+    failures = 0
+    for number in range(count):
+        completion = found.read(number)
+        if completion.logprobs is not None:
+            yield completion.id, completion.logprobs
+        elif completion.error is not None:
+            failures += 1
+            failed = failed or [completion.id, completion.error]
+    if failed:
+        say(f"  {failures:,} of {count:,} traces could not be scored; the first is {failed[0]}: {failed[1]}")

@@ -64,9 +64,11 @@ def generate(
         managed = []
         if server.start:
             folder = log.parent if log else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            longest = max(len(request.prompt_ids) for request in requests)
+            longest = max(request.room for request in requests)
             room = longest + sampling.max_tokens if server.api == "completions" else None
-            managed = servers.describe(checkpoint, server.start, vllm, room, folder / (log.name if log else "vllm.log"))
+            managed = servers.describe(
+                checkpoint, server.start, vllm, room, sampling.logprobs, folder / (log.name if log else "vllm.log")
+            )
             for each in managed:
                 stack.callback(each.stop)
         servers.allow_connections(in_flight * max(server.start, len(server.urls)))

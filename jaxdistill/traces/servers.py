@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.config import VLLMConfig
-from jaxdistill.traces.vllm_engine import epitaph
+from jaxdistill.traces.vllm_process import epitaph
 
 LAUNCHER = Path(__file__).with_name("vllm_server.py")
 STOP_SECONDS = 15
@@ -84,9 +84,12 @@ class ManagedServer:
 
 
 def describe(
-    checkpoint: Path, count: int, vllm: VLLMConfig, max_model_len: int | None, log: Path
+    checkpoint: Path, count: int, vllm: VLLMConfig, max_model_len: int | None, logprobs: int, log: Path
 ) -> list[ManagedServer]:
-    """`count` servers of one checkpoint, each on a free port and with a log of its own; not started yet."""
+    """`count` servers of one checkpoint, each on a free port and with a log of its own; not started yet.
+
+    Args: `logprobs` is how many of a token's they have to give.
+    """
     found = []
     for rank, port in enumerate(free_ports(count)):
         job = {
@@ -105,6 +108,7 @@ def describe(
                 "enable_prefix_caching": vllm.enable_prefix_caching,
                 "reasoning_parser": vllm.reasoning_parser,
                 "logprobs_mode": "raw_logprobs",
+                "max_logprobs": max(20, logprobs),
                 "generation_config": "vllm",  # sampling is ours to say, not the checkpoint's
                 "disable_log_stats": True,
                 "uvicorn_log_level": "warning",

@@ -1,33 +1,24 @@
 """The engine `vllm`: vLLM's offline engine, in a process of its own that streams completions back.
 
-This module never imports vLLM. It starts `vllm_worker.py` by path, so that another environment's interpreter
-(`vllm.python`) can run it, and reads JSON lines from a private pipe, because vLLM logs to stdout and stderr. Requests
-go through another pipe as the worker takes them, so that memory does not grow with their number. The worker leads a
-session of its own: Ctrl-C reaches only this process, which then ends the worker and all that it started.
+This module never imports vLLM, see `vllm_process`. Requests go to the worker as it takes them, so that memory does not
+grow with their number.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
-import selectors
-import signal
 import subprocess
-import tempfile
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from jaxdistill.config import VLLMConfig
 from jaxdistill.traces import logprobs
 from jaxdistill.traces.engines import Completion, Request, Sampling
+from jaxdistill.traces.vllm_process import Wire, epitaph, log_file, start_worker
 
-WORKER = Path(__file__).with_name("vllm_worker.py")
-CHUNK = 1 << 16
-"""Bytes of requests made ready at once."""
 EXIT_SECONDS = 60
 """How long a worker that is done may take to leave; then it is killed."""
 
@@ -49,11 +40,12 @@ def generate(
     """
     del batch
     done, failure = False, None
-    with _log_file(log) as path:
+    longest = max(request.room for request in requests)
+    with log_file(log) as path:
         start_of_log = path.stat().st_size
-        with _worker(vllm.interpreter, path) as (process, pipe, feed):
-            _send(process, make_job(checkpoint, requests, sampling, vllm))
-            for message in _messages(process, pipe, feed, _request_lines(requests)):
+        with start_worker(vllm.interpreter, path) as wire:
+            wire.send_job(make_job(checkpoint, longest, sampling, vllm))
+            for message in _messages(wire, _request_lines(requests)):
                 match message:
                     case {"ready": _}:
                         ready()
@@ -62,17 +54,78 @@ def generate(
                     case {"done": _}:
                         done = True
                         break
-                    case [identity, output_ids, reason, error, found]:
-                        yield _completion(identity, output_ids, reason, error, found, sampling.logprobs)
+                    case list():
+                        yield _completion(message, sampling.logprobs)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(EXIT_SECONDS)
+                wire.process.wait(EXIT_SECONDS)
         if not done:
-            raise ValueError(epitaph(failure, process.returncode, path, start_of_log))
+            raise ValueError(epitaph(failure, wire.process.returncode, path, start_of_log))
 
 
-def make_job(checkpoint: Path, requests: Collection[Request], sampling: Sampling, vllm: VLLMConfig) -> dict[str, Any]:
-    """What the worker is told; see `vllm_worker`."""
-    longest = max(request.room for request in requests)
+class Session:
+    """A worker that is asked bit by bit, while it answers what came before. See `engines.Session`."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        sampling: Sampling,
+        *,
+        vllm: VLLMConfig,
+        batch: int,
+        log: Path | None,
+        longest: int,
+    ):
+        """Returns when vLLM has loaded the model; `batch` is of no use here.
+
+        Raises:
+          ValueError: as `generate`.
+        """
+        del batch
+        self._k = sampling.logprobs
+        self._lines: deque[bytes] = deque()
+        self._stack = contextlib.ExitStack()
+        with self._stack:  # so that an error leaves nothing behind
+            self._log = self._stack.enter_context(log_file(log))
+            self._start_of_log = self._log.stat().st_size
+            self._wire = self._stack.enter_context(start_worker(vllm.interpreter, self._log))
+            self._wire.send_job(make_job(checkpoint, longest, sampling, vllm))
+            while not any(isinstance(message, dict) for message in self._pump()):
+                pass
+            self._stack = self._stack.pop_all()
+
+    def give(self, requests: list[Request]) -> None:
+        self._lines.extend(_request_lines(requests))
+
+    def take(self, seconds: float) -> list[Completion]:
+        """See `engines.Session`.
+
+        Raises:
+          ValueError: the worker died.
+        """
+        self._wire.give(_drain(self._lines))
+        return [_completion(message, self._k) for message in self._pump(seconds) if isinstance(message, list)]
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _pump(self, seconds: float = 1.0) -> list[Any]:
+        found = self._wire.pump(seconds)
+        failure = next((m["failed"] for m in found or [] if isinstance(m, dict) and "failed" in m), None)
+        if found is None or failure:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._wire.process.wait(EXIT_SECONDS if failure else 1)
+            returncode = self._wire.process.poll()
+            raise ValueError(epitaph(failure, returncode or 0, self._log, self._start_of_log))
+        return found
+
+
+def _drain(lines: deque[bytes]) -> Iterator[bytes]:
+    while lines:
+        yield lines.popleft()
+
+
+def make_job(checkpoint: Path, longest: int, sampling: Sampling, vllm: VLLMConfig) -> dict[str, Any]:
+    """What the worker is told, see `vllm_worker`; `longest` is the most room that a request takes."""
     engine = {
         "model": str(checkpoint),
         "tokenizer": str(checkpoint),
@@ -113,9 +166,20 @@ def _request_lines(requests: Collection[Request]) -> Iterator[bytes]:
         yield json.dumps(row, separators=(",", ":")).encode() + b"\n"
 
 
-def _completion(
-    identity: str, output_ids: list[int], reason: Any, error: str | None, found: list | None, k: int
-) -> Completion:
+def _messages(wire: Wire, lines: Iterator[bytes]) -> Iterator[Any]:
+    """The worker's messages until it ends, while `lines` go to it."""
+    more = True
+    while True:
+        if more and not (more := wire.give(lines)):
+            wire.finish()
+        found = wire.pump()
+        if found is None:
+            return
+        yield from found
+
+
+def _completion(message: list[Any], k: int) -> Completion:
+    identity, output_ids, reason, error, found = message
     kept = None
     if found and k:
         try:
@@ -123,146 +187,3 @@ def _completion(
         except ValueError as problem:
             return Completion(id=identity, output_ids=[], finish_reason="error", error=str(problem))
     return Completion(id=identity, output_ids=output_ids, finish_reason=reason, error=error, logprobs=kept)
-
-
-# ------------------------------------------------------------------------------------------- the worker's process
-
-
-@contextlib.contextmanager
-def _worker(python: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, FileIO]]:
-    """A started worker, the pipe it writes to and the one it reads; on leaving, nothing of it is left running."""
-    pipe, write = os.pipe()
-    read, requests = os.pipe()
-    os.set_blocking(requests, False)
-    feed = FileIO(requests, "w")
-    try:
-        with open(log, "ab") as output:
-            process = subprocess.Popen(
-                [Path(python).expanduser(), WORKER, str(write), str(read)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write, read),
-                start_new_session=True,
-            )
-    except OSError as error:
-        os.close(pipe)
-        feed.close()
-        raise ValueError(
-            f"vllm.python is {python}: {str(error.strerror).lower()}; name the interpreter of an environment with vLLM."
-        ) from None
-    finally:
-        os.close(write)
-        os.close(read)
-    try:
-        yield process, pipe, feed
-    finally:
-        # the group may hold vLLM's own processes even where the worker itself has ended
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            assert process.stdin is not None
-            process.stdin.close()
-        os.close(pipe)
-        feed.close()
-
-
-def _send(process: subprocess.Popen[bytes], job: dict[str, Any]) -> None:
-    """Tells the worker its job. stdin stays open: its end tells the worker that we have died."""
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # a worker that died at once; the missing `done` says so
-        process.stdin.write(json.dumps(job).encode() + b"\n")
-        process.stdin.flush()
-
-
-def _messages(process: subprocess.Popen[bytes], pipe: int, feed: FileIO, lines: Iterator[bytes]) -> Iterator[Any]:
-    """The worker's messages until it ends, while `lines` go to it.
-
-    Its end is looked for too: a child of its own may hold the pipe open.
-    """
-    rest, waiting = b"", b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        selector.register(feed, selectors.EVENT_WRITE)
-        while True:
-            ended = process.poll() is not None
-            ready = {key.fileobj for key, _ in selector.select(timeout=0 if ended else 1)}
-            if feed in ready:
-                waiting = _push(feed, waiting or b"", lines)
-                if waiting is None:
-                    selector.unregister(feed)
-                    feed.close()
-            if pipe not in ready:
-                if ended:
-                    return
-                continue
-            data = os.read(pipe, 1 << 20)
-            if not data:
-                return
-            *found, rest = (rest + data).split(b"\n")
-            yield from map(json.loads, found)
-
-
-def _push(feed: FileIO, waiting: bytes, lines: Iterator[bytes]) -> bytes | None:
-    """Writes what the pipe takes. Gives the rest of the lines begun; None when all is sent, or nobody reads on."""
-    while len(waiting) < CHUNK and (line := next(lines, None)) is not None:
-        waiting += line
-    try:
-        sent = feed.write(waiting) if waiting else 0
-    except BrokenPipeError:  # the worker has died; the missing `done` says so
-        return None
-    if not waiting:
-        return None
-    return waiting[sent or 0 :]
-
-
-@contextlib.contextmanager
-def _log_file(log: Path | None) -> Iterator[Path]:
-    """An existing file for the worker's output; a temporary one is kept only if an error tells people to look at it."""
-    if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.touch()
-        yield log
-        return
-    handle, name = tempfile.mkstemp(prefix="jaxdistill-vllm-", suffix=".log")
-    os.close(handle)
-    keep = False
-    try:
-        yield Path(name)
-    except ValueError:
-        keep = True
-        raise
-    finally:
-        if not keep:
-            Path(name).unlink()
-
-
-# ------------------------------------------------------------------------------------------------- what went wrong
-
-
-def epitaph(failure: str | None, returncode: int, log: Path, start: int) -> str:
-    """One line on why the worker ended early: its own last words, or what it left in its log."""
-    with open(log, "rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
-    if failure is None or "root cause" in failure:
-        failure = _last_error(lines) or failure or (lines[-1].strip() if lines else "no output")
-    if returncode == -signal.SIGKILL and not failure.startswith("vLLM"):
-        failure = f"killed by the system, which may have run out of memory; its last words: {failure}"
-    return f"vLLM's process ended early (see {log}): {_shorten(failure)}"
-
-
-def _last_error(lines: list[str]) -> str | None:
-    """The last exception in a log that does not only point to another one."""
-    for line in reversed(lines):
-        found = re.search(r"\b(\w*(?:Error|Exception|Exit)): (.+)", line)
-        if found and "root cause" not in line and "leaked" not in line:
-            return found[0].strip()
-    return None
-
-
-def _shorten(text: str, limit: int = 400) -> str:
-    text = re.sub(r"^ValidationError: .*? for \w+ (Value error, )?", "", " ".join(text.split()))
-    text = text.split(" [type=")[0]  # pydantic's dump of all that it was given
-    return text if len(text) <= limit else text[: limit - 4] + " ..."

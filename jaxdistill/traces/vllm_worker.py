@@ -4,7 +4,7 @@
 One JSON line on stdin says what to do, JSON lines on IN are the requests, those on OUT tell what came of them:
 
     stdin:  {"engine": EngineArgs, "sampling": {...}, "kv_cache_gib": 2, "in_flight": 512}
-    IN:     [id, prompt_ids, seed, response_ids] for each request; read when there is room for it
+    IN:     [id, prompt_ids, seed, response_ids] for each request, at once or as they come; its end is the last one's
     OUT:    {"ready": seconds}, [id, output_ids, finish_reason, error, logprobs] for each request, {"done": count};
             {"failed": message} before an early end
 
@@ -18,9 +18,11 @@ import ctypes
 import importlib.metadata
 import json
 import os
+import select
 import signal
 import sys
 import time
+from collections import deque
 
 PR_SET_PDEATHSIG = 1
 
@@ -46,8 +48,7 @@ def main() -> None:
         sys.__excepthook__(kind, error, traceback)
 
     sys.excepthook = last_words
-    with os.fdopen(source, "rb") as requests:
-        run(json.loads(line), map(json.loads, requests), tell)
+    run(json.loads(line), Requests(source), tell)
     os.kill(watchdog, signal.SIGKILL)
     os.waitpid(watchdog, 0)
     sys.stdout.flush()
@@ -127,16 +128,37 @@ def cpu_arguments(max_model_len: int) -> dict:
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
 
 
-def answer(engine, job: dict, requests, tell) -> int:
+class Requests:
+    """Requests as they come through a pipe, of which no more is read than there is room for."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor, self._rest, self._lines = descriptor, b"", deque()
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+        self.more = True
+        """False after the last one."""
+
+    def next(self, wait: bool):
+        """The next one; None if there is none, or none yet and `wait` is false."""
+        while self.more and not self._lines:
+            if not wait and not self._poll.poll(0):
+                return None
+            data = os.read(self._descriptor, 1 << 16)
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self._lines.extend(lines)
+            self.more = bool(data)
+        return json.loads(self._lines.popleft()) if self._lines else None
+
+
+def answer(engine, job: dict, requests: Requests, tell) -> int:
     """Feeds the requests to the engine, a bounded number at a time, and tells of each as it finishes."""
-    in_flight, count, more = 0, 0, True
+    in_flight, count = 0, 0
     scored: dict = {}  # id -> response_ids, of what is not drawn
-    while more or in_flight:
+    while requests.more or in_flight:
         finished = []
-        while more and in_flight < job["in_flight"]:
-            request = next(requests, None)
+        while in_flight < job["in_flight"]:
+            request = requests.next(wait=not in_flight and not finished)
             if request is None:
-                more = False
                 break
             identity, prompt_ids, seed, response_ids = request
             count += 1

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill import progress
+from jaxdistill.cluster import joined
 from jaxdistill.config import VerifyConfig, fingerprint
 from jaxdistill.records import count_records, read_records
 from jaxdistill.verify.code import Sandbox, check_code
@@ -34,6 +35,7 @@ from jaxdistill.verify.filters import (
 )
 from jaxdistill.verify.measuring import code_hash, names_wanted
 from jaxdistill.verify.pool import CHUNK, Pool, to_check
+from jaxdistill.verify.ray_pool import RayPool
 from jaxdistill.verify.selection import needs_signature
 from jaxdistill.verify.store import Store, hash_of_code, key_of
 
@@ -41,6 +43,8 @@ NOT_RUN = "not run"
 UNKNOWN_PROBLEM = "unknown problem"
 BATCH_TRACES, BATCH_CHARACTERS = 512, 16_000_000
 """A batch ends at whichever comes first; of many processors it is longer, so that each has a share."""
+RAY_WORKERS = 64
+"""What batches are cut for where it is the cluster that says how many workers there are."""
 AHEAD = 2
 """Batches that are under way beside the one that is waited for."""
 
@@ -63,8 +67,10 @@ Slot = Callable[[], Any]
 """Gives a result when it is there."""
 
 
-def examine(folder: Path, gold: dict[str, Gold], config: VerifyConfig, cache: Path) -> tuple[list[Candidate], int]:
-    """Every trace's facts, in the order of the traces, and how many of the checks and measures were there before.
+def examine(
+    folder: Path, gold: dict[str, Gold], config: VerifyConfig, cache: Path
+) -> tuple[list[Candidate], int, dict[str, Any]]:
+    """Every trace's facts, in the order of the traces, how many checks and measures were there before, and `where`.
 
     Args:
       folder: of the traces.
@@ -83,7 +89,8 @@ def examine(folder: Path, gold: dict[str, Gold], config: VerifyConfig, cache: Pa
         while pending:
             candidates += pending.popleft()()
             update(len(candidates), "")
-    return candidates, examiner.known
+        where = examiner.where()
+    return candidates, examiner.known, where
 
 
 def _batches(folder: Path, gold: dict[str, Gold], majority: bool, workers: int) -> Iterator[list[Any]]:
@@ -143,12 +150,13 @@ class Examiner:
     def __init__(self, config: VerifyConfig, cache: Path, stack: contextlib.ExitStack):
         """Args: `stack` ends all that was started."""
         self._config, self._stack = config, stack
-        self.workers = config.workers or len(os.sched_getaffinity(0))
+        self._ray = config.executor == "ray"
+        self.workers = config.ray.workers or RAY_WORKERS if self._ray else config.workers or _processors()
         self.known = 0
         """Results that were there before this run."""
         self._checks = stack.enter_context(Store(cache / "checks.jsonl", _checking_code()))
         self._measures = stack.enter_context(Store(cache / "measures.jsonl", code_hash()))
-        self._pool: Pool | None = None
+        self._pool: Pool | RayPool | None = None
         self._code: Callable[[str, str], Future[Check]] | None = None
         self._with_signature = needs_signature(config)
         self._measured = names_wanted(config.filters, self._with_signature)
@@ -244,7 +252,7 @@ class Examiner:
         if not items:
             return []
         if self._pool is None:
-            self._pool = self._stack.enter_context(Pool(self.workers))
+            self._pool = self._ray_pool() if self._ray else self._stack.enter_context(Pool(self.workers))
         futures = self._pool.submit(task, items)
         return [functools.partial(_part, futures[i // CHUNK], i % CHUNK) for i in range(len(items))]
 
@@ -255,10 +263,7 @@ class Examiner:
             self.known += self._checks.is_old(key)
             return functools.partial(_same, to_check(known))
         if self._code is None:
-            sandbox = self._stack.enter_context(Sandbox(workers=self.workers, isolation=code.isolation))
-            threads = self._stack.enter_context(ThreadPoolExecutor(self.workers))
-            self._stack.callback(threads.shutdown, cancel_futures=True)
-            self._code = functools.partial(threads.submit, check_code, limits=code.limits, sandbox=sandbox)
+            self._code = self._ray_pool().check if self._ray else self._begin_sandbox()
         future = self._code(response, tests)
 
         def end() -> Check:
@@ -269,8 +274,32 @@ class Examiner:
 
         return end
 
+    def _begin_sandbox(self) -> Callable[[str, str], Future[Check]]:
+        code = self._config.code
+        sandbox = self._stack.enter_context(Sandbox(workers=self.workers, isolation=code.isolation))
+        threads = self._stack.enter_context(ThreadPoolExecutor(self.workers))
+        self._stack.callback(threads.shutdown, cancel_futures=True)
+        return functools.partial(threads.submit, check_code, limits=code.limits, sandbox=sandbox)
+
+    def _ray_pool(self) -> RayPool:
+        """The cluster's workers, which do everything."""
+        if not isinstance(self._pool, RayPool):
+            cluster = self._stack.enter_context(joined(self._config.ray, "verify.ray"))
+            self._pool = self._stack.enter_context(RayPool(cluster, self._config.code))
+        return self._pool
+
+    def where(self) -> dict[str, Any]:
+        """On a Ray cluster: how many workers there were, and by machine how programs were isolated; else nothing."""
+        if not isinstance(self._pool, RayPool):
+            return {}
+        return {"ray": {"workers": self._pool.workers, "isolation": dict(sorted(self._pool.tiers.items()))}}
+
 
 _NOTHING = Check("undecided", None, "", "")
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _same(result: Any) -> Any:

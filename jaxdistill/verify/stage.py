@@ -44,7 +44,7 @@ def verify(config: RunConfig, run: RunDir) -> dict[str, Any]:
             "set verify.majority, or set verify.answer: false."
         )
     known, more = _know_problems(gold, settings)
-    candidates, found_before = examine(run.traces, gold, settings, cache)
+    candidates, found_before, where = examine(run.traces, gold, settings, cache)
     if settings.answer and candidates and not any(c.problem_id in gold for c in candidates):
         raise ValueError(f"{run.traces}: no trace belongs to a problem of {run.problems}; collect the traces again.")
     if settings.majority is not None:
@@ -61,7 +61,7 @@ def verify(config: RunConfig, run: RunDir) -> dict[str, Any]:
     print_yield(counts, settings)
     if "judge" in more:
         judging.say_agreement(more["judge"])
-    return counts | more
+    return counts | more | where
 
 
 def _read_gold(folder: Path) -> dict[str, Gold]:

@@ -27,6 +27,8 @@ def answer(prompt: list[int], seed: int | None, stop: int) -> list[int]:
 
 def reply_to(body: dict[str, Any]) -> dict[str, Any]:
     """vLLM's reply to a request for a completion, so far as it is looked at."""
+    if k := body.get("prompt_logprobs"):
+        return _scored(body["prompt"], k)
     ids = answer(body["prompt"], body.get("seed"), body["stop_token_ids"][0])
     choice: dict[str, Any] = {"index": 0, "text": "words", "finish_reason": "stop", "token_ids": ids}
     choice["prompt_token_ids"] = body["prompt"]
@@ -36,6 +38,19 @@ def reply_to(body: dict[str, Any]) -> dict[str, Any]:
         rows = [{f"token_id:{token + n}": -1.0 - n for n in range(k)} for token in choice["token_ids"]]
         choice["logprobs"] = {"top_logprobs": rows, "token_logprobs": [-1.0] * len(rows)}
     return {"choices": [choice], "usage": {"completion_tokens": len(choice["token_ids"])}}
+
+
+def _scored(prompt: list[int], k: int) -> dict[str, Any]:
+    """Each token of the prompt with a logprob of its own, and k likelier ones."""
+    rows: list[dict[str, Any] | None] = [
+        {
+            str(token): {"logprob": -token / 10 - 1, "rank": k + 1, "decoded_token": "x"},
+            **{str(token + n): {"logprob": -n / 10, "rank": n, "decoded_token": "x"} for n in range(1, k + 1)},
+        }
+        for token in prompt
+    ]
+    choice = {"index": 0, "text": "w", "finish_reason": "length", "token_ids": [9], "prompt_token_ids": prompt}
+    return {"choices": [choice | {"prompt_logprobs": [None, *rows[1:]]}], "usage": {"completion_tokens": 1}}
 
 
 def chat_reply_to(body: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +64,8 @@ class FakeServer:
     """The server in a thread of its own; as a context manager it gives itself.
 
     Args:
-      faults: seed -> (a key of `FAULTS`, how many times); that request is treated so, so many times.
+      faults: seed, or the first token of what is to be scored -> (a key of `FAULTS`, how many times); that request is
+        treated so, so many times.
       key: an API key that is required.
     """
 
@@ -121,11 +137,11 @@ class FakeServer:
 
     async def _reply(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         reply = reply_to(body) if "prompt" in body else chat_reply_to(body)
-        seed = body.get("seed", -1)
+        seed = body.get("seed", body["prompt"][0] if "prompt_logprobs" in body else -1)
         fault, times = self.faults.get(seed, ("", 0))
         self._times[seed] += 1
         if self._times[seed] <= times:
-            return await FAULTS[fault](request, reply)
+            return await (FAULTS | SCORED_FAULTS)[fault](request, reply)
         return web.json_response(reply)
 
 
@@ -161,6 +177,13 @@ def _status(status: int, **headers: str):
     return fault
 
 
+def _status_text(status: int, message: str):
+    async def fault(request: web.Request, reply: dict) -> web.StreamResponse:
+        return web.json_response({"error": {"message": message}}, status=status)
+
+    return fault
+
+
 def _text(text: str):
     async def fault(request: web.Request, reply: dict) -> web.StreamResponse:
         return web.Response(text=text, content_type="text/html")
@@ -179,6 +202,10 @@ def _changed(change):
 def _nan(reply: dict, choice: dict) -> None:
     choice["logprobs"]["token_logprobs"][0] = float("nan")
     choice["logprobs"]["top_logprobs"][0] = dict.fromkeys(choice["logprobs"]["top_logprobs"][0], float("nan"))
+
+
+def _nan_prompt(reply: dict, choice: dict) -> None:
+    next(iter(choice["prompt_logprobs"][-1].values()))["logprob"] = float("nan")
 
 
 FAULTS = {
@@ -203,6 +230,15 @@ FAULTS = {
     "nan": _changed(_nan),
     "no logprobs": _changed(lambda reply, choice: choice.update(logprobs=None)),
     "few logprobs": _changed(lambda reply, choice: choice["logprobs"]["top_logprobs"].pop()),
+}
+SCORED_FAULTS = {
+    "prompt nan": _changed(_nan_prompt),
+    "prompt short": _changed(lambda reply, choice: choice["prompt_logprobs"].pop()),
+    "prompt none": _changed(lambda reply, choice: choice.pop("prompt_logprobs")),
+    "prompt null": _changed(lambda reply, choice: choice["prompt_logprobs"].__setitem__(-1, None)),
+    "prompt few": _changed(lambda reply, choice: [choice["prompt_logprobs"][-1].popitem() for _ in range(2)]),
+    "prompt text": _changed(lambda reply, choice: choice["prompt_logprobs"].__setitem__(-1, {"a": {"logprob": -1}})),
+    "too many": _status_text(400, "Requested prompt logprobs of 50, which is greater than max allowed: 20"),
 }
 
 

@@ -1,7 +1,9 @@
 """The engine `server`: what goes over the wire, and that no server, however hostile, ends a run or spoils a trace."""
 
+import dataclasses
 import json
 import math
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxdistill import config as configs
@@ -346,6 +349,95 @@ def test_a_chat_server_needs_no_checkpoint_here(run):
     assert trace.thinking == "Thinking of Ann has 0 pens.\n\nLet's think step by step."
     assert trace.content == "It is \\boxed{1}."
     assert (trace.teacher, trace.output_ids) == ("deepseek-reasoner", [])
+
+
+# ----------------------------------------------------------------------------------------- scoring what is there
+
+SCORING = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, stop_ids=[], logprobs=3)
+SCORE_REASONS = {
+    "prompt nan": "not a finite number",
+    "prompt short": "prompt_logprobs at 4 positions for 5 tokens",
+    "prompt none": "no prompt_logprobs, which vLLM's completions have",
+    "prompt null": "not in vLLM's form",
+    "prompt few": "logprobs of 2 tokens at position 1, not of 3 and the drawn one",
+    "prompt text": "not in vLLM's form",
+    "other prompt": "another prompt",
+    "no choice": "0 choices",
+    "500": "HTTP 500",
+    "stall": "no answer within 0.3 s",
+    "broken": "not JSON",
+}
+
+
+def test_responses_are_scored_over_several_servers_whatever_they_answer(checkpoint):  # noqa: F811
+    kinds = [*SCORE_REASONS]
+    requests = [Request(f"t{n}", [50 + n, 6, 7], 0, response_ids=[30 + n, 2]) for n in range(40)]
+    faults = {50 + n: (kind, 99) for n, kind in enumerate(kinds)} | {70 + n: (kind, 2) for n, kind in enumerate(kinds)}
+    with FakeServer(faults, delay=0.01) as one, FakeServer(faults, delay=0.01) as other:
+        found = by_id(ask(checkpoint, requests, [one.url, other.url], SCORING, retries=4, timeout_s=0.3))
+    assert min(len(one.asked), len(other.asked)) > 10
+    body = one.asked[0]
+    assert (body["prompt_logprobs"], body["max_tokens"], body["temperature"], len(body["prompt"])) == (3, 1, 0.0, 5)
+    for n, kind in enumerate(kinds):
+        assert re.search(SCORE_REASONS[kind], found[f"t{n}"].error or ""), kind
+    good = [each for each in found.values() if each.error is None]
+    assert len(good) == 40 - len(kinds)
+    for each in good:
+        n = int(each.id[1:])
+        assert each.output_ids == [30 + n, 2]
+        assert each.logprobs is not None
+        assert each.logprobs.ids.tolist()[0] == [31 + n, 32 + n, 33 + n]
+        np.testing.assert_allclose(each.logprobs.logprobs, [[-0.1, -0.2, -0.3]] * 2, rtol=1e-6)
+        np.testing.assert_allclose(each.logprobs.sampled, [-(30 + n) / 10 - 1, -1.2], rtol=1e-6)
+
+
+def test_a_server_that_gives_fewer_logprobs_ends_the_run(checkpoint):  # noqa: F811
+    request = Request("t", [50], 0, response_ids=[5])
+    with (
+        FakeServer({50: ("too many", 9)}) as server,
+        pytest.raises(ValueError, match=r"max allowed: 20; start it with --max-logprobs so high, or lower"),
+    ):
+        list(ask(checkpoint, [request], [server.url], SCORING))
+
+
+def test_a_stage_of_traces_that_a_server_scores(run, checkpoint, capsys):  # noqa: F811
+    """One can never be scored, and keeps its place without logprobs; the rest is asked once, over two runs."""
+    found = [dataclasses.replace(p, solution=f"It is {p.answer}.") for p in read_records(run.problems, Problem)]
+    write_records(run.problems / "problems.parquet", Problem, found)
+    with FakeServer() as server:
+        options = {"engine": "import", "scorer": "server", "logprobs": 2, "samples": 1}
+        config = make_config(checkpoint, server.url, server={"urls": [server.url], **QUICK, "retries": 1}, **options)
+        reply, failing = server._reply, []
+
+        async def refuse_one(request, body):
+            failing[:] = failing or [body["prompt"]]
+            return await (FAULTS["500"](request, {}) if body["prompt"] == failing[0] else reply(request, body))
+
+        server._reply = refuse_one
+        counts = collect.generate(config, run)
+        traces = list(read_records(run.traces, Trace))
+        assert counts["finished"] == {"imported": 6}
+        stored = dict(logprobs.read_logprobs(run.traces / logprobs.FOLDER))
+        unscored = [trace for trace in traces if trace.id not in stored]
+        assert len(unscored) == 1 and len(stored) == 5
+        told = f"1 of 6 traces could not be scored; the first is {unscored[0].id}: HTTP 500: no, 500"
+        assert told in " ".join(capsys.readouterr().out.split())
+        assert len(server.asked) == 7
+        server._reply = reply
+        again = dataclasses.replace(config, traces=dataclasses.replace(config.traces, retry_failed=True))
+        collect.generate(again, run)
+        assert len(server.asked) == 8
+    for trace in read_records(run.traces, Trace):
+        ids = dict(logprobs.read_logprobs(run.traces / logprobs.FOLDER))[trace.id].ids
+        assert ids.tolist() == [[token + 1, token + 2] for token in trace.output_ids]
+
+
+def test_scoring_needs_a_server_that_gives_tokens():
+    options = {"engine": "import", "scorer": "server", "logprobs": 2}
+    with pytest.raises(ValueError, match=r"traces\.scorer: server needs `traces\.server\.urls`"):
+        make_config("demo", "", server={}, **options)
+    with pytest.raises(ValueError, match=r"a server with server\.api: completions"):
+        make_config("demo", "", server={"start": 1, "api": "chat"}, **options)
 
 
 CTRL_C = """

@@ -15,8 +15,9 @@ import pytest
 
 from jaxdistill import config as configs
 from jaxdistill import tokenization
+from jaxdistill.demo.task import make_problems
 from jaxdistill.records import Problem, RunDir, Trace, read_records
-from jaxdistill.traces import collect, engines, logprobs, vllm_engine
+from jaxdistill.traces import collect, engines, logprobs, vllm_process
 from jaxdistill.traces.engines import Request, Sampling
 from jaxdistill.traces.problems import problems
 from tests.traces.tiny import assert_greedy, checkpoint, demo_requests  # noqa: F401  (a fixture among them)
@@ -100,7 +101,7 @@ sys.stdin.read()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_worker_and_its_children_die_with_the_parent():
-    command = [sys.executable, "-c", PARENT, "-c", BUSY_WORKER, vllm_engine.WORKER.parent]
+    command = [sys.executable, "-c", PARENT, "-c", BUSY_WORKER, vllm_process.WORKER.parent]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         session = int(parent.stdout.readline())
@@ -186,8 +187,8 @@ def test_greedy_tokens_are_those_of_transformers_and_logprobs_those_of_jax(check
 
 @pytest.mark.vllm
 def test_imported_traces_are_scored_by_prefill_with_the_logprobs_of_jax(checkpoint, tmp_path):  # noqa: F811
-    """Eight demo problems' own solutions; a second call finds all of them in the journal and starts no vLLM."""
-    config = make_config(checkpoint, tmp_path, engine="import", logprobs=3)
+    """Eight demo problems' own solutions, on a Ray cluster; a second call finds them and starts nothing."""
+    config = make_config(checkpoint, tmp_path, engine="import", logprobs=3, executor="ray", ray={"workers": 1})
     config = dataclasses.replace(config, problems=dataclasses.replace(config.problems, count=8))
     run = RunDir(tmp_path)
     problems(config, run)
@@ -220,9 +221,16 @@ def pids_of(name):
 
 @pytest.mark.vllm
 def test_a_server_of_our_own_is_started_again_when_it_dies_and_gone_at_the_end(checkpoint, tmp_path):  # noqa: F811
-    """Also: sampled token ids and raw logprobs survive the way through HTTP."""
+    """Also: sampled token ids and raw logprobs survive the way through HTTP, and responses are scored by prefill."""
     requests, sampling = demo_requests(checkpoint, 60, temperature=0.7)
-    sampling = dataclasses.replace(sampling, logprobs=4, top_p=0.9)
+    sampling = dataclasses.replace(sampling, logprobs=24, top_p=0.9)  # beyond the 20 that vLLM allows by itself
+    tokenizer = tokenization.load_tokenizer(str(checkpoint))
+    solutions = [tokenization.encode_response(tokenizer, solution) for _, _, solution in make_problems(12, seed=5)]
+    scored = {f"scored {r.id}": ids for r, ids in zip(requests, solutions, strict=False)}
+    requests += [
+        dataclasses.replace(r, id=f"scored {r.id}", response_ids=ids)
+        for r, ids in zip(requests, solutions, strict=False)
+    ]
     section = configs.ServerConfig(start=1, in_flight=8)
     completions = engines.generate(
         "server",
@@ -240,7 +248,8 @@ def test_a_server_of_our_own_is_started_again_when_it_dies_and_gone_at_the_end(c
     found += list(completions)
     assert {each.id: each.error for each in found} == {request.id: None for request in requests}
     assert len(found) == len(requests)
-    assert_logprobs(checkpoint, {request.id: request.prompt_ids for request in requests}, found, 4)
+    assert {each.id: each.output_ids for each in found if each.id in scored} == scored
+    assert_logprobs(checkpoint, {request.id: request.prompt_ids for request in requests}, found, 24)
     assert wait_until(lambda: not any(str(checkpoint) in command_of(pid) for pid in pids_of("openai.api_server")))
 
 

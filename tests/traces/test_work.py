@@ -174,7 +174,7 @@ SERVER = {"urls": ["http://a/v1"], "api": "completions"}
         ({"until_kept": 1, "max_samples": 4, "temperature": 0.0}, "always draws the same"),
         (
             {"logprobs": 4, "engine": "server", "server": SERVER | {"api": "chat"}},
-            "needs engine vllm or jax, or engine",
+            "needs engine vllm or jax, or a server",
         ),
         ({"logprobs": 21, "engine": "server", "server": SERVER}, "0 to 20"),
         ({"logprobs": 1025, "engine": "vllm"}, "0 to 1024"),
