@@ -151,7 +151,7 @@ class StarConfig:
     keeps, and trains from `student.init` anew. With `rationalize` it is STaR (Zelikman et al. 2022, arXiv:2203.14465,
     algorithm 1); without it, with several samples a problem, ReST-EM (Singh et al. 2023, arXiv:2312.06585, algorithm 1;
     `verify.keep_per_problem` is its cut-off), and with one round rejection-sampling fine-tuning (Yuan et al. 2023,
-    arXiv:2308.01825, section 3.3).
+    arXiv:2308.01825, section 3.3). Baselines have no place in it, and are left out.
     """
 
     rounds: int = 5

@@ -69,7 +69,8 @@ def star(config: RunConfig, run: Run) -> int:
     Returns:
       0, or the exit code of the command that failed.
     Raises:
-      ValueError: a config without `star`, a base model that cannot be sampled from, or a round with nothing to learn.
+      ValueError: a config without `star` or with what does not go with it, a base model that cannot be sampled from, or
+        a round with nothing to learn.
     """
     settings = _checked(config)
     root = Path(config.run_dir)
@@ -99,6 +100,8 @@ def _checked(config: RunConfig) -> StarConfig:
         )
     if config.traces.engine in ("import", "server"):
         raise ValueError(f"star: traces.engine: {config.traces.engine} cannot sample a new student; use vllm or jax.")
+    if config.data.mixture:
+        raise ValueError("star mixes a round's attempts and rationalized traces by itself; drop data.mixture.")
     if config.traces.styles != ("plain",) and config.star.rationalize:
         raise ValueError("star.rationalize asks in the style `plain`; drop traces.styles, or set it to false.")
     return config.star

@@ -104,9 +104,11 @@ class _Loop:
         """The batch with what the student has sampled for it, and what there is to say of that; mostly nothing."""
         if self.made.rollouts is None:
             return batch, {}
+        jax.block_until_ready(state["params"])  # the step before has to end first, and is not sampling
         begun = time.monotonic()
         rollouts, found = self.made.rollouts(step, state["params"], frozen)
-        self.log.sampled(time.monotonic() - begun)
+        if rollouts is not None:
+            self.log.sampled(time.monotonic() - begun)
         return (batch if rollouts is None else batch | {ROLLOUTS: rollouts}), found
 
     def _end_of_step(self, done: int, state: Any, frozen: Any, stop: bool) -> None:

@@ -38,7 +38,8 @@ class MetricsLog:
         self.tokens, self.trained, self.seconds = 0, 0, 0.0
         self.last: dict[str, Any] = {}
         self._begun = self._mark = time.monotonic()
-        self._timed_tokens, self._timed_flops, self._waited, self._sampled, self._compiled = 0, 0.0, 0.0, 0.0, False
+        self._timed_tokens, self._timed_flops, self._waited, self._compiled = 0, 0.0, 0.0, False
+        self._sampled: float | None = None
 
     def add(self, step: int, values: dict[str, float]) -> str:
         """Takes one step's metrics, those of step `step` from 0; returns a note for people."""
@@ -65,7 +66,7 @@ class MetricsLog:
 
     def sampled(self, seconds: float) -> None:
         """The student was sampled from."""
-        self._sampled += seconds if self._compiled else 0.0
+        self._sampled = (self._sampled or 0.0) + (seconds if self._compiled else 0.0)
 
     def pause(self) -> Callable[[], None]:
         """Stops the clock of speeds, for an evaluation; call what it returns to go on."""
@@ -105,7 +106,7 @@ class MetricsLog:
                 "mfu": None if share is None else round(share, 4),
                 "data_wait_share": round(self._waited / elapsed, 5),
             }
-            if self._sampled:
+            if self._sampled is not None:
                 self.last["sampling_share"] = round(self._sampled / elapsed, 5)
         self.last |= memory()
         self.window = []
@@ -114,7 +115,8 @@ class MetricsLog:
 
     def _start_clock(self) -> None:
         self._mark = time.monotonic()
-        self._timed_tokens, self._timed_flops, self._waited, self._sampled = 0, 0.0, 0.0, 0.0
+        self._timed_tokens, self._timed_flops, self._waited = 0, 0.0, 0.0
+        self._sampled = None if self._sampled is None else 0.0
 
     def _total_seconds(self, now: float) -> float:
         return self.seconds + now - self._begun

@@ -74,6 +74,7 @@ def test_plateau(measures, patience, stops):
         ({"student": TINY["student"]}, "student.init must name"),
         ({"traces": {"engine": "import"}}, "cannot sample a new student"),
         ({"traces": SECTIONS["traces"] | {"styles": ["cot"]}}, "in the style `plain`"),
+        ({"data": TINY["data"] | {"mixture": [{"name": "mine"}]}}, "drop data.mixture"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_done(tmp_path, changes, message):
