@@ -1,6 +1,7 @@
 """How fast traces are collected, held against the same vLLM driven bare with all prompts at once.
 
-    python tools/bench_traces.py [--samples 2000] [--runs 1] [--max-num-seqs 256] [--folder FOLDER] [--skip-server]
+    python tools/bench_traces.py [--samples 2000] [--runs 1] [--max-num-seqs 256] [--folder FOLDER]
+                                 [--skip-server] [--ray]
 
 The demo teacher answers demo problems at temperature 1, seeded one by one, up to 96 tokens. Measured is from the first
 request to the last token, without the start of the engine:
@@ -8,6 +9,7 @@ request to the last token, without the start of the engine:
     bare      `LLM.generate` with the list of all prompts
     engine    traces.engine: vllm, the whole stage with its journal
     server    traces.engine: server with one server of our own, the whole stage
+    ray       traces.engine: vllm with traces.executor: ray, one worker on this machine, the whole stage
 
 Prints tokens a second and the share of bare, and the collector's largest resident memory.
 """
@@ -39,13 +41,16 @@ ROOT = Path(__file__).parent.parent
 
 
 def make_config(folder: Path, name: str, engine: str, samples: int, max_num_seqs: int) -> configs.RunConfig:
+    """Args: `engine` is a kind of the table above."""
     return configs.build(
         {
             "name": name,
             "run_dir": str(folder / name),
             "problems": {"source": "demo", "count": samples, "seed": 5},
             "traces": {
-                "engine": engine,
+                "engine": "server" if engine == "server" else "vllm",
+                "executor": "ray" if engine == "ray" else "local",
+                "ray": {"workers": 1},
                 "teacher": "demo",
                 "max_tokens": 96,
                 "server": {"start": int(engine == "server")},
@@ -76,7 +81,7 @@ def measure_bare(folder: Path, samples: int, max_num_seqs: int) -> dict[str, Any
     """`LLM.generate` on the very same requests, with the very same arguments."""
     from jaxdistill.traces import vllm_worker
 
-    config, run = make_config(folder, "bare", "vllm", samples, max_num_seqs), RunDir(folder / "bare")
+    config, run = make_config(folder, "bare", "bare", samples, max_num_seqs), RunDir(folder / "bare")
     problems(config, run)
     checkpoint = hub.demo_teacher()
     tokenizer = tokenization.load_tokenizer("demo")
@@ -84,7 +89,8 @@ def measure_bare(folder: Path, samples: int, max_num_seqs: int) -> dict[str, Any
     requests = Requests(work, np.arange(len(work)))
     stop_ids = tokenization.stop_ids(checkpoint, tokenizer)
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=96, stop_ids=stop_ids)
-    job = vllm_engine.make_job(checkpoint, requests, sampling, config.traces.vllm)
+    longest = max(request.room for request in requests)
+    job = vllm_engine.make_job(checkpoint, longest, sampling, config.traces.vllm)
     arguments = job["engine"]
     if vllm_worker.is_cpu_build():
         vllm_worker.set_default(VLLM_CPU_KVCACHE_SPACE=2, OMP_WAIT_POLICY="PASSIVE", VLLM_ENABLE_V1_MULTIPROCESSING=0)
@@ -120,6 +126,7 @@ def main() -> int:
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--folder", type=Path, help="a temporary folder if absent")
     parser.add_argument("--skip-server", action="store_true")
+    parser.add_argument("--ray", action="store_true", help="also on a Ray cluster of this machine")
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     parser.add_argument("--name", default="run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -130,14 +137,14 @@ def main() -> int:
         if arguments.kind == "bare":
             found = measure_bare(folder, *size)
         else:
-            kind = {"engine": "vllm", "server": "server"}[arguments.kind]
-            found = measure_stage(folder, arguments.name, kind, *size)
+            found = measure_stage(folder, arguments.name, arguments.kind, *size)
         found["memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         (folder / f"{arguments.name}.json").write_text(json.dumps(found))
         return 0
+    kinds = ["bare", "engine", *(["server"] * (not arguments.skip_server)), *(["ray"] * arguments.ray)]
     best: dict[str, dict[str, Any]] = {}
     for number in range(arguments.runs):
-        for kind in ("bare", "engine") if arguments.skip_server else ("bare", "engine", "server"):
+        for kind in kinds:
             found = in_a_process(kind, folder, arguments, f"{kind}-{number}")
             if kind not in best or found["tokens_per_second"] > best[kind]["tokens_per_second"]:
                 best[kind] = found

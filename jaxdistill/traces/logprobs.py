@@ -131,7 +131,9 @@ def write_logprobs(folder: Path, rows: Iterable[tuple[str, TopLogprobs]], origin
     """Writes (trace id, logprobs) to `folder/logprobs.parquet`, few at a time; gives how many."""
     count = 0
     schema = SCHEMA.with_metadata({_ORIGIN: json.dumps(dataclasses.asdict(origin)).encode()})
-    with atomic_file(folder / FILE) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    # statistics are the least and the greatest value of each batch: nobody asks for them, and the writer holds them all
+    options: dict = {"compression": "zstd", "write_statistics": False}
+    with atomic_file(folder / FILE) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         rest: list[dict] = []
         for name, found in rows:
             rest.append(_row(name, found))

@@ -28,7 +28,9 @@ def write_traces(folder: Path, traces: Iterable[Trace], **more: Any) -> dict[str
     lengths = array("q")
     prompt_tokens = 0
     schema = schema_of(Trace)
-    with atomic_file(folder / TRACES) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    # statistics are the least and the greatest text of each batch: nobody asks for them, and the writer holds them all
+    options: dict[str, Any] = {"compression": "zstd", "write_statistics": False}
+    with atomic_file(folder / TRACES) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         rows: list[dict[str, Any]] = []
         for trace in traces:
             rows.append(dataclasses.asdict(trace))
