@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from jaxdistill import cli
-from jaxdistill.config import build, load, to_dict, with_baseline
+from jaxdistill.config import build, differences, load, to_dict, with_baseline
 from tests.helpers import TINY, tiny_config
 
 
@@ -146,3 +146,9 @@ def test_the_readme_config_is_valid():
     block = readme[readme.index("    name: mine") :].split("\n\n")[0]
     config = build(yaml.safe_load("\n".join(line[4:] for line in block.splitlines())))
     assert config.student.init == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+def test_a_key_that_is_newer_than_a_run_and_empty_is_no_difference():
+    old = {"rows": 1, "edit": None, "take": [1]}
+    assert list(differences(old, old | {"tasks": [], "extra": {}})) == []
+    assert dict(differences(old, old | {"tasks": [2], "take": []})) == {"take": "[1] -> []", "tasks": "None -> [2]"}

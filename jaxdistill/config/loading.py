@@ -129,11 +129,14 @@ def fingerprint(*parts: Any) -> str:
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """(key, `old -> new`) of every value in which two pieces of plain data differ."""
+    """(key, `old -> new`) of every value in which two pieces of plain data differ.
+
+    What is empty now may have been absent then: a key that is newer than the run.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif old != new:
+    elif old != new and not (old is None and new in ([], {})):
         yield path, f"{old} -> {new}"
 
 
