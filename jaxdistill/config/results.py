@@ -14,6 +14,8 @@ from jaxdistill.config.traces import ServerConfig, VLLMConfig
 class ExportConfig:
     """YAML section `export`: the student in Hugging Face format."""
 
+    checkpoint: Literal["last", "best"] | int = "last"
+    """`best`: the one with the lowest evaluation loss of those that are kept (`train.keep_best`). A number: that step's."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_shard_gib: float = 4.0
     lora: Literal["merged", "adapter"] = "merged"

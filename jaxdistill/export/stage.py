@@ -1,4 +1,4 @@
-"""The stage `export`: the newest checkpoint -> a Hugging Face folder, checked before it gets its name."""
+"""The stage `export`: a checkpoint -> a Hugging Face folder, checked before it gets its name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jaxdistill.models import (
     split_params,
     with_params,
 )
-from jaxdistill.models.orbax import load_params
+from jaxdistill.models.orbax import load_params, saved_steps
 from jaxdistill.models.student import lora_of, start_student
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import Problem, RunDir, read_records
@@ -68,16 +68,41 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
 
 
 def _trained(config: RunConfig, run: RunDir, shape: ModelConfig, mesh: Mesh) -> tuple[int, Decoder]:
-    """(step, student) of the newest checkpoint; the frozen parameters of adapters come from where they came from."""
+    """(step, student) of the checkpoint asked for; the frozen parameters of adapters come from where they came from."""
     lora = lora_of(config.student)
     abstract = abstract_model(shape, lora=lora)
     trained, _ = split_params(params_of(abstract))
     shardings, _ = split_params(param_shardings(shape, mesh, lora=lora))
-    step, params = load_params(run.checkpoints, trained, shardings)
+    step, params = load_params(run.checkpoints, trained, shardings, _step(config.export.checkpoint, run))
     if lora is None:
         return step, with_params(abstract, params)
     _, frozen = split_params(params_of(start_student(config.student, shape, config.seed, mesh)))
     return step, with_params(abstract, join_params(params, frozen))
+
+
+def _step(wanted: str | int, run: RunDir) -> int:
+    """The step of the checkpoint that `export.checkpoint` names.
+
+    Raises:
+      ValueError: it is not there, or nothing says which one is best.
+    """
+    steps = saved_steps(run.checkpoints)
+    if wanted == "last":
+        return steps[-1]
+    there = f"there are those of {', '.join(map(str, steps))}"
+    if wanted != "best":
+        if wanted not in steps:
+            raise ValueError(f"{run.checkpoints}: export.checkpoint is {wanted}, but {there}; name one of these.")
+        return int(wanted)
+    path = run.checkpoints / "evaluations.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    losses = {line["step"]: line["loss"] for line in lines if line["step"] in steps and "loss" in line}
+    if not losses:
+        raise ValueError(
+            f"{run.checkpoints}: export.checkpoint is best, but none of its checkpoints was evaluated ({there}); train "
+            "with `train.evaluate: {every: N, rows: M}` and `train.keep_best: 1`."
+        )
+    return min(losses, key=lambda step: (losses[step], -step))
 
 
 def _export_whole(config: RunConfig, run: RunDir, model: Decoder, card: str) -> dict[str, Any]:

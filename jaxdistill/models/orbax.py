@@ -36,19 +36,30 @@ def named_like(template: Any, arrays: dict[str, Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def load_params(folder: Path, params: Any, shardings: Any) -> tuple[int, Any]:
-    """The parameters alone, of the newest checkpoint in `folder`: (step, params).
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in `folder`, the newest last.
 
-    Args:
-      params: arrays or shapes like them; nothing else of the checkpoint is read.
     Raises:
-      ValueError: no checkpoint there, or one of another model.
+      ValueError: there is none.
     """
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
-        step = manager.latest_step()
-    if step is None:
+        steps = sorted(manager.all_steps())
+    if not steps:
         raise ValueError(f"{folder}: no checkpoint; run `jaxdistill train` first.")
+    return steps
+
+
+def load_params(folder: Path, params: Any, shardings: Any, step: int | None = None) -> tuple[int, Any]:
+    """The parameters alone, of one checkpoint in `folder`: (step, params).
+
+    Args:
+      params: arrays or shapes like them; nothing else of the checkpoint is read.
+      step: one of `saved_steps`; the newest if absent.
+    Raises:
+      ValueError: no checkpoint there, or one of another model.
+    """
+    step = saved_steps(folder)[-1] if step is None else step
     named = {"params": params}
     abstract = abstract_arrays(named, shardings)
     with ocp.PyTreeCheckpointer() as reader:

@@ -85,6 +85,29 @@ def test_accuracy_is_what_decoding_and_the_verifier_say(folder):
     assert line["accuracy"] == sum(right) / 3 > 0.6
 
 
+def test_the_checkpoint_that_is_asked_for_is_exported(folder, capsys):
+    checkpoints = folder / "run" / "checkpoints"
+    losses = checkpoints / "evaluations.jsonl"
+    before = losses.read_text()
+
+    def exported(wanted) -> int:
+        call = ["export", str(folder / "config.yaml"), "--redo", "export", "--set", "export.check=none"]
+        assert cli.main([*call, "--set", f"export.checkpoint={wanted}"]) == 0
+        manifest = read_manifest(folder / "run" / "export")
+        assert manifest is not None
+        return manifest["counts"]["step"]
+
+    assert [exported(wanted) for wanted in ("last", "best", 3)] == [6, 6, 3]
+    # had it become worse, and one that is gone been the best of all
+    losses.write_text('{"step": 1, "loss": 0.1}\n{"step": 3, "loss": 1.0}\n{"step": 6, "loss": 2.0}\n')
+    assert exported("best") == 3
+    for text, wanted, message in (("", "best", "none of its checkpoints was evaluated"), (before, 4, "those of 3, 6")):
+        losses.write_text(text)
+        call = ["export", str(folder / "config.yaml"), "--redo", "export", "--set", f"export.checkpoint={wanted}"]
+        assert cli.main(call) == 1 and message in capsys.readouterr().err
+    losses.write_text(before)
+
+
 def test_a_profile_was_written(folder):
     assert list((folder / "run" / "checkpoints" / "profile").rglob("*.xplane.pb"))
 
