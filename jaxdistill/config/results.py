@@ -15,7 +15,7 @@ class ExportConfig:
     """YAML section `export`: the student in Hugging Face format."""
 
     checkpoint: Literal["last", "best"] | int = "last"
-    """`best`: the one with the lowest evaluation loss of those that are kept (`train.keep_best`). A number: that step's."""
+    """`best`: of those kept (`train.keep_best`), the one with the lowest evaluation loss; a number: that step's."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_shard_gib: float = 4.0
     lora: Literal["merged", "adapter"] = "merged"
