@@ -1,6 +1,6 @@
 """The methods of the literature on one task, from one base and with one budget: accuracy, tokens and seconds of each.
 
-    python tools/compare_methods.py [CONFIG] [--set KEY=VALUE ...] [--seeds 3] [--base-problems 512] [--base-steps 200]
+    python tools/compare_methods.py [CONFIG] [--set KEY=VALUE ...] [--seeds 3] [--base-problems 1024] [--base-steps 240]
 
 CONFIG (configs/quickstart_methods.yaml) has the methods as `baselines`, with CoT distillation as the run's own
 student, and `star`. First a base is made below the run, `base/`: the quickstart's student, from few of the teacher's
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,9 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", default=ROOT / "configs" / "quickstart_methods.yaml", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--base-problems", type=int, default=512, help="that the base learns from (%(default)s)")
-    parser.add_argument("--base-steps", type=int, default=200, help="of the base's training (%(default)s)")
+    parser.add_argument("--base-problems", type=int, default=1024, help="that the base learns from (%(default)s)")
+    parser.add_argument("--base-steps", type=int, default=240, help="of the base's training (%(default)s)")
     options = parser.parse_args(arguments)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax talks; progress and errors are ours
     config = load(options.config, options.overrides)
     root = Path(config.run_dir)
     config = dataclasses.replace(
