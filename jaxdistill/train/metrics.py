@@ -26,7 +26,7 @@ TENSORBOARD = "tensorboard"
 DISTILLED = ("ce", "kd", "teacher_nll")
 """Means that a training with a teacher has beside its loss."""
 # what a checkpoint carries on, so that a resumed run logs what an undisturbed one does
-_CARRIED = ("window", "tokens", "trained", "seconds")
+_CARRIED = ("window", "tokens", "trained", "sampled_tokens", "seconds")
 
 
 class MetricsLog:
@@ -35,7 +35,7 @@ class MetricsLog:
     def __init__(self, flops: FlopCounter, peak: float | None, devices: int):
         self._flops, self._peak, self._devices = flops, peak, devices
         self.window: list[dict[str, float]] = []
-        self.tokens, self.trained, self.seconds = 0, 0, 0.0
+        self.tokens, self.trained, self.sampled_tokens, self.seconds = 0, 0, 0, 0.0
         self.last: dict[str, Any] = {}
         self._begun = self._mark = time.monotonic()
         self._timed_tokens, self._timed_flops, self._waited, self._compiled = 0, 0.0, 0.0, False
@@ -44,6 +44,7 @@ class MetricsLog:
     def add(self, step: int, values: dict[str, float]) -> str:
         """Takes one step's metrics, those of step `step` from 0; returns a note for people."""
         self.tokens += int(values["tokens"])
+        self.sampled_tokens += int(values.get("sampled_tokens", 0))
         self.window.append(values | {"step": step + 1})
         if not values["bad"]:
             self.trained += round(values["count"])
@@ -94,6 +95,8 @@ class MetricsLog:
             "skipped": int(self.window[-1]["skipped"]),
             "seconds": round(self._total_seconds(now), 3),
         }
+        if self.sampled_tokens:
+            self.last["sampled_tokens"] = self.sampled_tokens
         for name in (*DISTILLED, *CONTRASTED, *ON_POLICY):
             having = [s for s in good if name in s]  # steps before `on_policy.after` have no rollouts
             if having:
@@ -135,7 +138,8 @@ class MetricsLog:
     def summary(self) -> dict[str, Any]:
         """Totals, over all the processes that a resumed run took."""
         names = ("loss", "accuracy", "tokens", "trained_tokens", "seconds", "skipped")
-        return {("final_" + n if n in ("loss", "accuracy") else n): self.last.get(n) for n in names}
+        found = {("final_" + n if n in ("loss", "accuracy") else n): self.last.get(n) for n in names}
+        return found | ({"sampled_tokens": self.sampled_tokens} if self.sampled_tokens else {})
 
 
 class Outputs:

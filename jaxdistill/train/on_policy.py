@@ -81,7 +81,7 @@ class Rollouts:
         return self._made.shape[0] - (self.count if step >= self._settings.after else 0)
 
     def __call__(self, step: int, params: Any, frozen: Any) -> tuple[Batch | None, dict[str, float]]:
-        """(the rows of rollouts of batch `step`, {finished, rollout_tokens}), sampled from these parameters.
+        """(the rows of rollouts of batch `step`, {finished, rollout_tokens, sampled_tokens}), from these parameters.
 
         There are none before `on_policy.after`.
         """
@@ -97,9 +97,11 @@ class Rollouts:
         answers, finished = self._answers(model, step, list(itertools.chain(*asked)))
         filled = fill(asked, answers, T)
         batch = put_batch(lambda part: {k: v[part] for k, v in filled.items()}, (self.count, T), self._made.mesh)
+        sampled = sum(len(ids) for ids in answers)
         return batch, {
             "finished": finished / len(answers),
-            "rollout_tokens": sum(len(ids) for ids in answers) / len(answers),
+            "rollout_tokens": sampled / len(answers),
+            "sampled_tokens": sampled,
         }
 
     def _answers(self, model: Decoder, step: int, asked: Sequence[Question]) -> tuple[list[list[int]], int]:

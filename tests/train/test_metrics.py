@@ -85,18 +85,19 @@ def test_what_only_some_steps_have_is_the_mean_of_those():
 
 
 def test_what_a_checkpoint_carries_makes_the_log_go_on_as_if_never_stopped():
-    names = ("step", "loss", "accuracy", "tokens", "trained_tokens")
+    names = ("step", "loss", "accuracy", "tokens", "trained_tokens", "sampled_tokens")
     whole, before = log(), log()
     for step in range(5):
-        whole.add(step, values(float(step)))
+        whole.add(step, values(float(step), sampled_tokens=7.0))
         if step < 3:
-            before.add(step, values(float(step)))
+            before.add(step, values(float(step), sampled_tokens=7.0))
     after = log()
     after.carry_on(json.loads(json.dumps(before.carried())))
     for step in (3, 4):
-        after.add(step, values(float(step)))
+        after.add(step, values(float(step), sampled_tokens=7.0))
+    assert log().summary().keys() == whole.summary().keys() - {"sampled_tokens"}, "none off policy"
     want, got = whole.line(), after.line()
-    assert {n: got[n] for n in names} == {n: want[n] for n in names}
+    assert {n: got[n] for n in names} == {n: want[n] for n in names} and want["sampled_tokens"] == 35
 
 
 def test_lines_after_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path, tiny):
