@@ -63,6 +63,8 @@ class Seat:
         self.host = ""
         """Empty until it has a place."""
         self.in_flight: dict[str, Request] = {}
+        self.alone = False
+        """Whether what is in flight is to have no company."""
         self.deaths = 0
         """Since it last answered."""
 
@@ -76,6 +78,8 @@ class Fleet:
         self._left = len(requests)
         self._requests = iter(requests)
         self._again: deque[Request] = deque()
+        self._last: deque[Request] = deque()
+        """Those whose next attempt is the last, which they have alone: most have only been in bad company."""
         self._attempts: Counter[str] = Counter()
         """Of requests whose worker died."""
         self._wanted = cluster.count()
@@ -146,7 +150,10 @@ class Fleet:
         if seat.call is not None or seat.step != "exchange":
             return
         given: list[Request] = []
-        while len(seat.in_flight) + len(given) < self._most:
+        if not seat.in_flight:
+            seat.alone = bool(self._last)
+            given = [self._last.popleft()] if self._last else []
+        while not seat.alone and len(seat.in_flight) + len(given) < self._most:
             request = self._again.popleft() if self._again else next(self._requests, None)
             if request is None:
                 break
@@ -163,23 +170,23 @@ class Fleet:
         assert seat.worker is not None
         seat.worker.stop()  # it may be cut off and not dead
         retries, lost = self._cluster.config.retries, list(seat.in_flight.values())
-        seat.in_flight = {}
-        seat.deaths += 1
-        again = []
+        # what was alone with a worker is to blame, and not the worker
+        seat.deaths += not (seat.alone and lost)
+        seat.in_flight, seat.alone = {}, False
         for request in lost:
             self._attempts[request.id] += 1
-            if self._attempts[request.id] <= retries:
-                again.append(request)
+            attempts = self._attempts[request.id]
+            if attempts <= retries:
+                (self._last if attempts == retries else self._again).append(request)
                 continue
             del self._attempts[request.id]
             self._left -= 1
             error = f"the worker died over it ({reason}; the last of {retries + 1} attempts)"
             yield Completion(id=request.id, output_ids=[], finish_reason="error", error=error)
-        self._again.extend(again)
         if seat.deaths > retries:
             self._dismiss(seat, reason)
             return
-        say(f"  a worker{_at(seat)} died, and is replaced; {len(again):,} samples are asked again: {reason}")
+        say(f"  a worker{_at(seat)} died, and is replaced; {len(lost):,} samples are lost with it: {reason}")
         self._fill(seat)
 
     def _dismiss(self, seat: Seat, reason: str) -> None:
