@@ -58,7 +58,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method in the table, over its seeds; tokens and seconds are those of one training, on average."""
+    """One method in the table, over its seeds; tokens are the mean of a training, seconds the median."""
 
     method: str
     accuracy: float
@@ -248,7 +248,7 @@ def rows_of(trainings: Sequence[Training]) -> list[Row]:
                 by_seed=[float(each) for each in values.mean(1)],
                 tokens=round(sum(t.tokens for t in mine) / len(mine)),
                 sampled=round(sum(t.sampled for t in mine) / len(mine)),
-                seconds=sum(t.seconds for t in mine) / len(mine),
+                seconds=float(np.median([t.seconds for t in mine])),
             )
         )
     return rows
@@ -279,8 +279,8 @@ def tell(config: RunConfig, seeds: int, budget: int) -> None:
     caption = (
         f"{heldout:,} held-out problems, greedy; {seeds} seed(s) a method, from one base. Every method trains on "
         f"{budget:,} positions; all but STaR learn from the same {verdicts['kept']:,} of {traces['samples']:,} traces "
-        f"({traces['output_tokens']:,} tokens of the teacher, {traces['wall_seconds']:.0f} s). Tokens and seconds are "
-        "means of a training, compilation and own sampling included, padding and evaluation not."
+        f"({traces['output_tokens']:,} tokens of the teacher, {traces['wall_seconds']:.0f} s). Tokens are the mean "
+        "of a training, without padding; seconds the median, with compilation and own sampling, without evaluation."
     )
     found = {"seeds": seeds, "heldout": heldout, "positions": budget, "teacher_tokens": traces["output_tokens"]}
     write_json(run.root / TABLE, found | {"rows": [vars(row) for row in rows]})
