@@ -131,8 +131,8 @@ class MetricsLog:
 
     def carry_on(self, found: dict[str, Any]) -> None:
         """Goes on from what a checkpoint kept."""
-        for name in (*_CARRIED, "last"):
-            setattr(self, name, found[name])
+        for name in (*_CARRIED, "last"):  # one that is newer than the checkpoint begins here
+            setattr(self, name, found.get(name, getattr(self, name)))
         self.last = {k: v for k, v in self.last.items() if k not in ("tokens_per_second", "mfu")}
 
     def summary(self) -> dict[str, Any]:
