@@ -40,25 +40,54 @@ def joined(config: RayConfig, section: str) -> Iterator[Cluster]:
     """
     ray = _import_ray(section)
     if ray.is_initialized():
-        yield Cluster(ray, config, section, own=False)
+        yield Cluster(ray, config, section, Interrupt(), own=False)
         return
     own = config.address is None
     if config.address not in (None, "auto"):
         _knock(config.address, section)
     with _signals_kept():
         _init(ray, config.address, section)
+        interrupt = Interrupt()
         try:
-            yield Cluster(ray, config, section, own=own)
+            with interrupt.heard():
+                yield Cluster(ray, config, section, interrupt, own=own)
         finally:
             with _quiet():
                 ray.shutdown()
 
 
+class Interrupt:
+    """Ctrl-C, remembered: where Python drops references of Ray's, its KeyboardInterrupt is said and forgotten."""
+
+    def __init__(self):
+        self._seen = False
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Takes SIGINT, if signals come to this thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._take)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _take(self, *_: object) -> None:
+        self._seen = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        if self._seen:
+            raise KeyboardInterrupt
+
+
 class Cluster:
     """A cluster that has been joined."""
 
-    def __init__(self, ray: Any, config: RayConfig, section: str, *, own: bool):
-        self._ray, self._own = ray, own
+    def __init__(self, ray: Any, config: RayConfig, section: str, interrupt: Interrupt, *, own: bool):
+        self._ray, self._interrupt, self._own = ray, interrupt, own
         self.config, self.section = config, section
 
     def count(self) -> int:
@@ -100,7 +129,12 @@ class Cluster:
         return Worker(self._ray, remote.remote(*arguments))
 
     def wait(self, calls: list[Any], seconds: float) -> list[Any]:
-        """The calls among these that have ended, one of them at least unless the time is up first."""
+        """The calls among these that have ended, one of them at least unless the time is up first.
+
+        Raises:
+          KeyboardInterrupt: Ctrl-C was pressed, now or before.
+        """
+        self._interrupt.check()
         return self._ray.wait(calls, num_returns=1, timeout=seconds)[0]
 
     def result(self, call: Any) -> Any:

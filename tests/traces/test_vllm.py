@@ -26,8 +26,7 @@ VLLM = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, "kv_cache
 ROOT = Path(__file__).parents[2]
 
 
-SAMPLES = 400
-"""So many that a kill after the first few comes before the last, on a fast machine too."""
+SAMPLES = 200
 
 
 def make_config(folder, run_dir, **traces):
@@ -281,11 +280,13 @@ def test_a_server_that_never_comes_up_leaves_its_last_words(checkpoint, tmp_path
 
 KILLED_RUN = """
 import sys
-from tests.traces.test_vllm import make_config
+from tests.traces.test_vllm import VLLM, make_config
 from jaxdistill.records import RunDir
 from jaxdistill.traces import collect
 from pathlib import Path
-collect.generate(make_config(sys.argv[1], sys.argv[2]), RunDir(Path(sys.argv[2])))
+# one after the other, so that they are not all there before anyone has looked
+slow = {"vllm": VLLM | {"max_num_seqs": 1}}
+collect.generate(make_config(sys.argv[1], sys.argv[2], **slow), RunDir(Path(sys.argv[2])))
 """
 
 
