@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-import selectors
+import select
 import signal
 import subprocess
 import tempfile
@@ -33,8 +33,6 @@ class Wire:
         self.process, self._pipe, self._feed = process, pipe, feed
         self._rest, self._waiting = b"", b""
         self._ending = False
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(pipe, selectors.EVENT_READ)
 
     def send_job(self, job: dict[str, Any]) -> None:
         """Tells the worker its job. stdin stays open: its end tells the worker that we have died."""
@@ -61,26 +59,17 @@ class Wire:
         The worker's end is looked for too: a child of its own may hold the pipe open.
         """
         ended = self.process.poll() is not None
-        self._watch_feed()
-        ready = {key.fileobj for key, _ in self._selector.select(timeout=0 if ended else seconds)}
-        if self._feed in ready:
+        wanted = not self._feed.closed and (bool(self._waiting) or self._ending)
+        reading, writing, _ = select.select([self._pipe], [self._feed] if wanted else [], [], 0 if ended else seconds)
+        if writing:
             self._push()
-        if self._pipe not in ready:
+        if not reading:
             return None if ended else []
         data = os.read(self._pipe, 1 << 20)
         if not data:
             return None
         *found, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in found]
-
-    def _watch_feed(self) -> None:
-        if self._feed.closed:
-            return
-        watched, wanted = self._feed in self._selector.get_map(), bool(self._waiting) or self._ending
-        if wanted and not watched:
-            self._selector.register(self._feed, selectors.EVENT_WRITE)
-        elif watched and not wanted:
-            self._selector.unregister(self._feed)
 
     def _push(self) -> None:
         """Writes what the pipe takes, and closes it when all is written, or nobody reads on."""
@@ -91,11 +80,9 @@ class Wire:
         except BrokenPipeError:  # the worker has died; the missing `done` says so
             gone = True
         if gone or (self._ending and not self._waiting):
-            self._selector.unregister(self._feed)
             self._feed.close()
 
     def close(self) -> None:
-        self._selector.close()
         with contextlib.suppress(BrokenPipeError):
             assert self.process.stdin is not None
             self.process.stdin.close()
