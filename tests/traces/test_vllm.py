@@ -26,7 +26,7 @@ VLLM = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, "kv_cache
 ROOT = Path(__file__).parents[2]
 
 
-SAMPLES = 200
+SAMPLES = 400
 
 
 def make_config(folder, run_dir, **traces):
@@ -284,8 +284,8 @@ from tests.traces.test_vllm import VLLM, make_config
 from jaxdistill.records import RunDir
 from jaxdistill.traces import collect
 from pathlib import Path
-# one after the other, so that they are not all there before anyone has looked
-slow = {"vllm": VLLM | {"max_num_seqs": 1}}
+# few at a time, so that they are not all there before anyone has looked
+slow = {"vllm": VLLM | {"max_num_seqs": 8}}
 collect.generate(make_config(sys.argv[1], sys.argv[2], **slow), RunDir(Path(sys.argv[2])))
 """
 
