@@ -55,7 +55,7 @@ class ManagedServer:
                     stdin=subprocess.PIPE,  # its end tells the server that we have died
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C reaches only us, who then stop it
+                    process_group=0,  # Ctrl-C reaches only us, who then stop it
                 )
         except OSError as error:
             raise ValueError(

@@ -1,8 +1,10 @@
 """The process that vLLM runs in, from our side: started and ended, fed through one pipe and read through another.
 
 `vllm_worker.py` is started by path, so that another environment's interpreter (`vllm.python`) can run it, and speaks
-JSON lines over private pipes, because vLLM logs to stdout and stderr. The worker leads a session of its own: Ctrl-C
-reaches only this process, which then ends the worker and all that it started.
+JSON lines over private pipes, because vLLM logs to stdout and stderr. The worker leads a process group of its own:
+Ctrl-C reaches only this process, which then ends the worker and all that it started. Not a session of its own: Linux
+shares cores out among sessions first, and this process, asleep most of the time, then waited whole seconds for its turn
+beside vLLM's busy loops on a small machine, while finished samples piled up in the pipe.
 """
 
 from __future__ import annotations
@@ -59,11 +61,14 @@ class Wire:
         The worker's end is looked for too: a child of its own may hold the pipe open.
         """
         ended = self.process.poll() is not None
-        wanted = not self._feed.closed and (bool(self._waiting) or self._ending)
-        reading, writing, _ = select.select([self._pipe], [self._feed] if wanted else [], [], 0 if ended else seconds)
-        if writing:
+        poll = select.poll()
+        poll.register(self._pipe, select.POLLIN)
+        if not self._feed.closed and (self._waiting or self._ending):
+            poll.register(self._feed, select.POLLOUT)
+        events = dict(poll.poll(0 if ended else 1000 * seconds))
+        if any(descriptor != self._pipe for descriptor in events):
             self._push()
-        if not reading:
+        if self._pipe not in events:
             return None if ended else []
         data = os.read(self._pipe, 1 << 20)
         if not data:
@@ -105,7 +110,7 @@ def start_worker(python: str, log: Path) -> Iterator[Wire]:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=(write, read),
-                start_new_session=True,
+                process_group=0,
             )
     except OSError as error:
         os.close(pipe)

@@ -43,13 +43,13 @@ def make_config(folder, run_dir, **traces):
     )
 
 
-def processes_of_session(leader):
-    """Ids of the living processes of a session (field 6 of /proc/PID/stat), zombies left out."""
+def processes_of_group(leader):
+    """Ids of the living processes of a group (field 5 of /proc/PID/stat), zombies left out."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended while we looked
-            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(session) == leader and state != "Z":
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == leader and state != "Z":
                 found.append(int(stat.parent.name))
     return found
 
@@ -89,7 +89,7 @@ while True:
 PARENT = """
 import subprocess, sys
 pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-worker = subprocess.Popen([sys.executable, *sys.argv[1:]], **pipes, start_new_session=True)
+worker = subprocess.Popen([sys.executable, *sys.argv[1:]], **pipes, process_group=0)
 worker.stdin.write(b"go\\n")
 worker.stdin.flush()
 assert worker.stdout.readline() == b"started\\n"
@@ -103,10 +103,10 @@ def test_a_worker_and_its_children_die_with_the_parent():
     command = [sys.executable, "-c", PARENT, "-c", BUSY_WORKER, vllm_process.WORKER.parent]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        session = int(parent.stdout.readline())
-        assert len(processes_of_session(session)) == 3  # worker, watchdog, sleep
+        group = int(parent.stdout.readline())
+        assert len(processes_of_group(group)) == 3  # worker, watchdog, sleep
         parent.kill()
-    assert wait_until(lambda: not processes_of_session(session))
+    assert wait_until(lambda: not processes_of_group(group))
 
 
 def one_request(folder, log, **vllm):
@@ -143,9 +143,9 @@ def test_who_leaves_early_leaves_nothing_running(checkpoint, tmp_path):  # noqa:
     python.chmod(0o755)
     completions = one_request(checkpoint, tmp_path / "vllm.log", python=str(python))
     worker = next(completions).output_ids[0]
-    assert len(processes_of_session(worker)) == 2
+    assert len(processes_of_group(worker)) == 2
     completions.close()  # as an exception in the loop over them does
-    assert wait_until(lambda: not processes_of_session(worker), 5)
+    assert wait_until(lambda: not processes_of_group(worker), 5)
 
 
 # -------------------------------------------------------------------------------------------------------- real vLLM
@@ -304,10 +304,10 @@ def test_a_run_killed_half_way_ends_like_one_that_was_not(checkpoint, tmp_path):
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as parent:
         assert wait_until(lambda: parent.poll() is not None or lines_of(journal) > 10, 300)
         parent.send_signal(signal.SIGSTOP)  # nothing more is written while we look round
-        session = worker_of(parent.pid)
-        assert len(processes_of_session(session)) >= 4  # worker, watchdog, engine core, its worker
+        group = worker_of(parent.pid)
+        assert len(processes_of_group(group)) >= 4  # worker, watchdog, engine core, its worker
         parent.kill()
-    assert wait_until(lambda: not processes_of_session(session))
+    assert wait_until(lambda: not processes_of_group(group))
 
     done = lines_of(journal) - 1
     counts = collect.generate(config, killed)
