@@ -2,6 +2,7 @@
 
     python tools/bench_train.py --gsm8k data/gsm8k/train.jsonl                     all contenders, fp32 and bf16
     python tools/bench_train.py --gsm8k ... --only ours tunix --dtypes float32 --steps 10
+    python tools/bench_train.py --gsm8k ... --only ours trl --micro-batches 4      a step in four parts, which fit caches
 
 Every contender is a fresh process and trains as its users would have it: jaxdistill through its own stage `train` on
 packed rows, TRL's SFTTrainer with completion-only loss on padded batches, Tunix's PeftTrainer with a response mask on
@@ -42,7 +43,7 @@ VOCABULARY = 4096
 BATCH = 16
 WARMUP = 3
 """Steps at the start that are not timed."""
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 3e-4
 
 
 def main() -> int:
@@ -54,12 +55,16 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--row-tokens", type=int, default=512)
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each contender (%(default)s)")
+    parser.add_argument("--micro-batches", type=int, default=1, help="parts of a step, ours and TRL's (%(default)s)")
     parser.add_argument("--child", nargs=2, metavar=("NAME", "DTYPE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.micro_batches > 1 and "tunix" in arguments.only:
+        parser.error("Tunix is not measured in parts of a step; leave it out: --only ours trl.")
     if arguments.child:
         name, dtype = arguments.child
         run = {"ours": run_ours, "trl": run_trl, "tunix": run_tunix}[name]
-        found = run(arguments.work.resolve(), dtype, arguments.steps)
+        parts = {} if name == "tunix" else {"micro_batches": arguments.micro_batches}
+        found = run(arguments.work.resolve(), dtype, arguments.steps, **parts)
         found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
         print(json.dumps(found))
         return 0
@@ -140,7 +145,11 @@ def child(name: str, dtype: str, arguments: argparse.Namespace) -> dict[str, Any
 
     environment = MEMORY | os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
     done = subprocess.run(
-        [*call, "--steps", str(arguments.steps)], capture_output=True, text=True, env=environment, check=False
+        [*call, "--steps", str(arguments.steps), "--micro-batches", str(arguments.micro_batches)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"bench_train: {name} {dtype} failed:\n{done.stderr[-3000:]}")
@@ -168,7 +177,7 @@ def examples(work: Path) -> list[tuple[Any, Any]]:
     return [found[i] for i in order]
 
 
-def run_ours(work: Path, dtype: str, steps: int) -> dict[str, Any]:
+def run_ours(work: Path, dtype: str, steps: int, micro_batches: int) -> dict[str, Any]:
     import shutil
 
     sys.path.insert(0, str(ROOT))
@@ -180,7 +189,12 @@ def run_ours(work: Path, dtype: str, steps: int) -> dict[str, Any]:
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     config = load(
         str(work / "config.yaml"),
-        [f"train.steps={WARMUP + steps}", f"train.compute_dtype={dtype}", "train.log_every=1"],
+        [
+            f"train.steps={WARMUP + steps}",
+            f"train.compute_dtype={dtype}",
+            f"train.micro_batches={micro_batches}",
+            "train.log_every=1",
+        ],
     )
     pipeline.run_command("train", config)
     lines = [json.loads(line) for line in (run.checkpoints / "metrics.jsonl").read_text().splitlines()]
@@ -191,7 +205,7 @@ def run_ours(work: Path, dtype: str, steps: int) -> dict[str, Any]:
     return report(tokens, positions, seconds, steps, [line["loss"] for line in lines])
 
 
-def run_trl(work: Path, dtype: str, steps: int) -> dict[str, Any]:
+def run_trl(work: Path, dtype: str, steps: int, micro_batches: int) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
@@ -203,7 +217,8 @@ def run_trl(work: Path, dtype: str, steps: int) -> dict[str, Any]:
     rows = [{"input_ids": t.tolist(), "completion_mask": m.astype(int).tolist()} for t, m in examples(work)]
     settings = SFTConfig(
         output_dir=str(work / "trl"),
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=BATCH // micro_batches,
+        gradient_accumulation_steps=micro_batches,
         max_steps=WARMUP + steps,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",

@@ -58,7 +58,7 @@ def model_card(
         f"jaxdistill {__version__}; the checkpoint of step {step:,}.",
         *_section("Teacher", _teacher(config, shared)),
         *_section("Data", _data(config, run, shared)),
-        *_section("Training", _training(config, trained)),
+        *_section("Training", _training(config, trained, _counts(run.tokens))),
         *_section("Evaluation", _evaluation(config, name, evaluation or {})),
         "",
         "## Recipe",
@@ -175,7 +175,7 @@ def _source(problems: ProblemsConfig) -> str:
     return f"{text}; licence: {known.get('licence', UNKNOWN)}"
 
 
-def _training(config: RunConfig, counts: dict[str, Any]) -> list[str]:
+def _training(config: RunConfig, counts: dict[str, Any], tokens: dict[str, Any]) -> list[str]:
     start = f"`{config.student.init}`" if config.student.init else "random weights"
     revision = f" at revision `{config.student.revision}`" if config.student.init and config.student.revision else ""
     lines = [f"- started from: {start}{revision}"]
@@ -183,9 +183,8 @@ def _training(config: RunConfig, counts: dict[str, Any]) -> list[str]:
         lines.append(f"- its licence: {hub.licence_of(config.student.init, config.student.revision) or UNKNOWN}")
     if "steps" in counts:
         epochs = f" ({counts['epochs']:.2f} epochs)" if "epochs" in counts else ""
-        lines.append(
-            f"- steps: {counts['steps']:,} of {config.train.batch_rows} x {config.data.row_tokens:,} tokens{epochs}"
-        )
+        row_tokens = tokens.get("row_tokens", config.data.row_tokens)  # longer where overlong traces are kept
+        lines.append(f"- steps: {counts['steps']:,} of {config.train.batch_rows} x {row_tokens:,} tokens{epochs}")
     if counts.get("final_loss") is not None:
         lines.append(f"- loss at the end: {counts['final_loss']:.4f} nats a trained token")
     return lines

@@ -88,6 +88,12 @@ def test_before_the_evaluation(exported):
     assert refresh_cards(config, shared) == []
 
 
+def test_rows_that_grew_for_overlong_traces_are_told_as_they_are(exported):
+    config, shared = exported
+    finish(shared.tokens, read_manifest(shared.tokens)["counts"] | {"row_tokens": 256})
+    assert "30 of 8 x 256 tokens" in model_card(config, shared, shared, SHAPE, 30)
+
+
 def test_the_recipe_is_one_that_loads(exported, tmp_path):
     import yaml
 
