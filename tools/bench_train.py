@@ -2,7 +2,7 @@
 
     python tools/bench_train.py --gsm8k data/gsm8k/train.jsonl                     all contenders, fp32 and bf16
     python tools/bench_train.py --gsm8k ... --only ours tunix --dtypes float32 --steps 10
-    python tools/bench_train.py --gsm8k ... --only ours trl --micro-batches 4      a step in four parts, which fit caches
+    python tools/bench_train.py --gsm8k ... --only ours trl --micro-batches 4      a step in four parts
 
 Every contender is a fresh process and trains as its users would have it: jaxdistill through its own stage `train` on
 packed rows, TRL's SFTTrainer with completion-only loss on padded batches, Tunix's PeftTrainer with a response mask on
