@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--micro-batches", type=int, default=1, help="parts of a step, ours and TRL's (%(default)s)")
     parser.add_argument("--child", nargs=2, metavar=("NAME", "DTYPE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.micro_batches > 1 and "tunix" in arguments.only:
+    if not arguments.child and arguments.micro_batches > 1 and "tunix" in arguments.only:
         parser.error("Tunix is not measured in parts of a step; leave it out: --only ours trl.")
     if arguments.child:
         name, dtype = arguments.child
