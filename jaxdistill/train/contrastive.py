@@ -14,14 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from jaxdistill.config import ContrastiveConfig
 from jaxdistill.losses import PREFERENCES, Layout, Pairs, chunked_cross_entropy, shift
 from jaxdistill.losses.preferences import Form
 from jaxdistill.losses.sweep import default_chunk
 from jaxdistill.models import Decoder, join_params, with_params
-from jaxdistill.parallel import mesh as meshes
+from jaxdistill.train.gradients import in_parts
 
 METRICS = ("lm_loss", "pair_loss", "pair_accuracy", "pair_margin", "chosen_logprob", "rejected_logprob")
 """Means that a step has beside its loss; log-probabilities are those of a token, in nats."""
@@ -118,22 +117,8 @@ def pair_gradients(
         (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return gradient, sums
 
-    if micro_batches == 1:
-        gradient, sums = part_of(params, batch, dropout_key)
-    else:
-        parts = {name: _split(name, x, micro_batches, model.mesh) for name, x in batch.items()}
-        keys = None if dropout_key is None else jax.random.split(dropout_key, micro_batches)
-        first = jax.tree.map(lambda x: x[0], (parts, keys))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part_of, params, *first))
-        (gradient, sums), _ = jax.lax.scan(
-            lambda carry, part: (jax.tree.map(jnp.add, carry, part_of(params, *part)), None), zero, (parts, keys)
-        )
+    gradient, sums = in_parts(part_of, params, batch, dropout_key, micro_batches, model.mesh, axes_of)
     return gradient, {name: total / count for name, total in sums.items()}
-
-
-def _split(name: str, x: jax.Array, parts: int, mesh: Mesh | None) -> jax.Array:
-    """[B, ...] as [parts, B / parts, ...]; every device gives an equal share of its own rows to each part."""
-    return meshes.constrain(x.reshape(-1, parts, x.shape[1]).swapaxes(0, 1), (None, *axes_of(name)), mesh)
 
 
 def axes_of(name: str) -> tuple[str, str | None]:

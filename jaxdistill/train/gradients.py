@@ -6,10 +6,12 @@ Dimension key: B rows, T tokens.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxdistill.losses import Layout, chunked_cross_entropy, shift
 from jaxdistill.models import Decoder, join_params, with_params
@@ -86,24 +88,41 @@ def gradient_sums(
         )(params)
         return gradient, {"total": total} | more
 
+    return in_parts(sums, params, batch, dropout_key, micro_batches, model.mesh, lambda name: ("batch", "sequence"))
+
+
+def in_parts(
+    sums: Callable[[Any, Batch, jax.Array | None], tuple[Any, dict[str, jax.Array]]],
+    params: Any,
+    batch: Batch,
+    dropout_key: jax.Array | None,
+    micro_batches: int,
+    mesh: Mesh | None,
+    axes: Callable[[str], tuple[str | None, ...]],
+) -> tuple[Any, dict[str, jax.Array]]:
+    """What `sums` gives for a batch, added over so many micro-batches of it.
+
+    Args:
+      sums: (parameters, rows, key of their dropout) -> (gradient, sums).
+      axes: the logical axes of an array of the batch by its name; those that it does not tell are not split.
+    """
     if micro_batches == 1:
         return sums(params, batch, dropout_key)
-    # every device gives an equal share of its own rows to each part, so that none of them has to move
-    parts = {
-        k: meshes.constrain(
-            v.reshape(-1, micro_batches, *v.shape[1:]).swapaxes(0, 1),
-            (None, "batch", "sequence", *(None,) * (v.ndim - 2)),
-            model.mesh,
-        )
-        for k, v in batch.items()
-    }
+
+    def cut(name: str, x: jax.Array) -> jax.Array:
+        # every device gives an equal share of its own rows to each part, so that none of them has to move
+        parts = x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+        known = (None, *axes(name))
+        return meshes.constrain(parts, (*known, *(None,) * (parts.ndim - len(known))), mesh)
+
+    parts = {name: cut(name, x) for name, x in batch.items()}
     keys = None if dropout_key is None else jax.random.split(dropout_key, micro_batches)
     first = jax.tree.map(lambda x: x[0], (parts, keys))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sums, params, *first))
-    (gradient, found), _ = jax.lax.scan(
+    found, _ = jax.lax.scan(
         lambda carry, part: (jax.tree.map(jnp.add, carry, sums(params, *part)), None), zero, (parts, keys)
     )
-    return gradient, found
+    return found
 
 
 def gradients(
