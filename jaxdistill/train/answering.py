@@ -17,7 +17,7 @@ from jaxdistill.config import OnPolicyConfig, TrainConfig
 from jaxdistill.export.hf import export_hf
 from jaxdistill.export.writer import by_the_writer
 from jaxdistill.generate import decode
-from jaxdistill.models import Decoder, merge_lora
+from jaxdistill.models import Decoder, abstract_model, merge_lora, params_of, with_params
 from jaxdistill.parallel import processes
 from jaxdistill.records import RunDir
 from jaxdistill.traces import vllm_engine
@@ -133,7 +133,7 @@ class ByVLLM:
         weights = None
         if not self._begun or self.renews(step):
             weights = self._folder / str(step)
-            export_hf(merge_lora(model), weights, tokenizer=self._tokenizer, card="", dtype=self._dtype)
+            export_hf(untied(merge_lora(model)), weights, tokenizer=self._tokenizer, card="", dtype=self._dtype)
             self._begun = True
         longest = max(question.limit for question in asked)
         found = by_the_writer(lambda: _packed(self._ask(weights, asked), asked, longest))
@@ -167,6 +167,19 @@ class ByVLLM:
             self._session.close()
         if processes.is_first():
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def untied(model: Decoder) -> Decoder:
+    """The same function with a projection of its own.
+
+    vLLM 0.32 on processors multiplies by a copy of the projection, and renews in place what is in the file alone: the
+    copy of a tied one would stay what it was.
+    """
+    if not model.config.tie_embeddings:
+        return model
+    config, params = dataclasses.replace(model.config, tie_embeddings=False), params_of(model)
+    whole = abstract_model(config, dtype=model.dtype, mesh=model.mesh)
+    return with_params(whole, params | {"head": params["embed"]})
 
 
 def set_up_answerer(train: TrainConfig, run: RunDir, row_tokens: int, stop: int) -> Answerer:

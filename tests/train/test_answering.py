@@ -24,7 +24,9 @@ def test_vllm_samples_from_the_weights_that_it_was_last_given(checkpoint, tmp_pa
     loaded = load_hf(checkpoint)
     sharp = params_of(loaded) | {"norm": 50 * params_of(loaded)["norm"]}  # sure of itself
     first = with_params(loaded, sharp)
-    other = with_params(loaded, sharp | {"layers": jax.tree.map(lambda p: p[::-1], sharp["layers"])})
+    # its projection is its embedding, and changes with it
+    changed = {"layers": jax.tree.map(lambda p: p[::-1], sharp["layers"]), "embed": sharp["embed"][::-1]}
+    other = with_params(loaded, sharp | changed)
     vllm = VLLMConfig(dtype="float32", enforce_eager=True, max_num_seqs=4, kv_cache_gib=1)
     settings = OnPolicyConfig(max_tokens=8, temperature=COLD, rollouts="vllm", vllm=vllm, sync_every=2)
     folder = tmp_path / "weights"

@@ -141,12 +141,12 @@ class EverySecond(ByDecoder):
 @pytest.mark.slow
 def test_a_run_with_servers_stops_where_it_can_be_gone_on_with(tmp_path, monkeypatch):
     train = TINY["train"] | {
-        "batch_rows": 16,
+        "batch_rows": 8,
         "steps": 5,
         "checkpoint_every": 5,
         "log_every": 1,
         "compute_dtype": "float32",
-        "on_policy": {"max_tokens": 12, "grader": "server", "topk": K, "after": 1},
+        "on_policy": {"max_tokens": 12, "grader": "server", "topk": K, "fraction": 1.0},
         "mesh": {"data": 8, "fsdp": 1},
     }
     with FakeServer() as server:
@@ -165,8 +165,8 @@ def test_a_run_with_servers_stops_where_it_can_be_gone_on_with(tmp_path, monkeyp
         asked = len(server.asked)
     lines = [json.loads(line) for line in (checkpoints / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
-    assert "on_policy_kd" not in lines[0] and all(np.isfinite(line["on_policy_kd"]) for line in lines[1:])
-    assert asked >= 4 * 8  # every answer of four steps
+    assert all(np.isfinite(line["on_policy_kd"]) and line["loss"] == line["on_policy_kd"] for line in lines)
+    assert asked >= 5 * 8  # every answer of five steps
 
 
 def test_vllm_is_given_weights_at_the_first_step_and_at_every_multiple(tmp_path):

@@ -125,13 +125,20 @@ def test_one_process_dies_and_the_others_end_with_an_error(tmp_path):
 # ----------------------------------------------------------------------------------------------------- on policy
 
 ON_POLICY = TRAIN | {
-    "steps": 3,
+    "steps": 2,
     "evaluate": None,
-    "on_policy": {"max_tokens": 12, "grader": "server", "topk": 4, "vllm": {"enforce_eager": True, "kv_cache_gib": 1}},
+    "on_policy": {
+        "max_tokens": 8,
+        "fraction": 1.0,
+        "grader": "server",
+        "topk": 4,
+        "vllm": {"enforce_eager": True, "kv_cache_gib": 1},
+    },
 }
 
 
 def on_policy_run(folder: Path, server: FakeServer) -> Path:
+    folder.mkdir(exist_ok=True)
     traces = {"engine": "import", "teacher": "demo", "server": {"urls": [server.url]}}
     prepared_run(folder, traces=traces, student=TINY["student"] | {"tokenizer": "demo"}, train=ON_POLICY)
     return folder
@@ -143,7 +150,7 @@ def test_two_processes_sample_and_are_graded_as_one(tmp_path):
         folders = [on_policy_run(tmp_path / name, server) for name in ("one", "two")]
         asked = []
         for folder, (count, devices) in zip(folders, ((1, 4), (2, 2)), strict=True):
-            found = ends(start(folder, count, devices))
+            found = ends(start(folder, count, devices, "train.mesh.data=4", "train.mesh.fsdp=1"))
             assert [code for code, _ in found] == [0] * count, found
             asked.append(sorted(body["prompt"] for body in server.asked))
             server.asked.clear()
@@ -166,11 +173,9 @@ def test_two_processes_sample_by_vllm_beside_the_first(tmp_path):
         assert [code for code, _ in found] == [0, 0], found
     checkpoints = folder / "run" / "checkpoints"
     lines = [json.loads(line) for line in (checkpoints / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3]
-    assert len({line["sampled_tokens"] for line in lines}) == 3
-    # what the servers graded is what both processes learned from
+    assert [line["step"] for line in lines] == [1, 2]
     sampled = sum(len(body["prompt"]) for body in server.asked)
-    assert len(server.asked) >= 3 * 4 and sampled > lines[-1]["sampled_tokens"] > 3 * 4
+    assert len(server.asked) >= 2 * 8 and sampled > lines[-1]["sampled_tokens"] > 2 * 8
     assert not (checkpoints / WEIGHTS).exists()
 
 
