@@ -48,6 +48,11 @@ EXCEPTIONS = [
     ("verify", "traces.engines"),  # the judge is asked as the teacher is
     ("verify", "traces.tables"),  # benchmarks come in the files that problems come in
     ("train", "data"),
+    ("train", "traces.engines"),  # on policy, the student is sampled and the teacher asked as where traces are made
+    ("train", "traces.vllm_engine"),
+    ("train", "traces.server_engine"),
+    ("train", "export.hf"),  # vLLM reads the student's weights as they are exported
+    ("train", "export.writer"),
     ("data", "traces.logprobs"),  # the file's own reader, which knows nothing of engines
     ("train", "verify.check_math"),  # held-out accuracy while training is what the verifier says of an answer
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from jaxdistill.config.base import require, section
+from jaxdistill.config.traces import VLLMConfig
 
 
 @section
@@ -65,9 +66,9 @@ class OnPolicyConfig:
     """YAML section `train.on_policy`: the student's own answers, graded token by token by the teacher (GKD, MiniLLM).
 
     In every step some rows give up their place: their problems are answered by the student as it is then, and it learns
-    from what the teacher of `train.distill` (`source: online`) thinks of every token, not from the tokens themselves.
-    The other rows are learned from as `train.distill` says; its `weight: 0` leaves them the cross-entropy alone. All
-    tokens, stored and sampled, make one sum, which is divided by their number.
+    from what the teacher (`grader`) thinks of every token, not from the tokens themselves. The other rows are learned
+    from as `train.distill` says; its `weight: 0` leaves them the cross-entropy alone. All tokens, stored and sampled,
+    make one sum, which is divided by their number.
     """
 
     max_tokens: int
@@ -80,13 +81,28 @@ class OnPolicyConfig:
     divergence: Literal[
         "forward_kl", "reverse_kl", "jsd", "total_variation", "skew_kl", "skew_reverse_kl", "adaptive_kl"
     ] = "reverse_kl"
-    """At every token of the answers, as in `train.distill`."""
+    """At every token of the answers, as in `train.distill`. Of servers' grades `forward_kl`, on `topk` tokens and one
+    bucket for all others, or `reverse_kl`, estimated without bias from them and the sampled token."""
     parameter: float | None = None
     """Of the divergence."""
     weight: float = 1.0
     """Of the divergence, beside the loss of the stored rows."""
     temperature: float = 1.0
     """At which answers are sampled; the student's own distribution is 1."""
+    rollouts: Literal["jax", "vllm"] = "jax"
+    """Who answers: the decoder, on the training's own mesh, or vLLM beside the first process, set up by `vllm`."""
+    vllm: VLLMConfig = VLLMConfig()
+    """`dtype: auto` is `train.compute_dtype`. On accelerators vLLM and the training share the memory: lower
+    `gpu_memory_utilization`, and XLA_PYTHON_CLIENT_MEM_FRACTION in the environment."""
+    sync_every: int = 1
+    """Steps between two times that vLLM is given the student's weights. Checkpoints are saved only then, so that a run
+    that is resumed samples what it would have sampled."""
+    grader: Literal["online", "server"] = "online"
+    """Where the teacher is: on the training's own mesh (`train.distill: {source: online}`), or behind vLLM's servers,
+    which `traces.teacher`, `traces.server` and `traces.vllm` tell of. A run that is resumed then is the same to the bit
+    only if their logprobs are."""
+    topk: int = 16
+    """Of servers: so many likeliest tokens of the teacher at every token of the answers."""
 
     def rows_of(self, batch_rows: int) -> int:
         """How many of a batch's rows are the student's own."""
@@ -101,6 +117,26 @@ class OnPolicyConfig:
         require(
             0 < self.temperature < float("inf"),
             f"{name}.temperature is {self.temperature}; set it above 0: greedy answers are not the student's own ones.",
+        )
+        for key in ("sync_every", "topk"):
+            require(getattr(self, key) >= 1, f"{name}.{key} is {getattr(self, key)}; set at least 1.")
+        require(
+            self.sync_every == 1 or self.rollouts == "vllm",
+            f"{name}.sync_every={self.sync_every} is for rollouts: vllm; the decoder has the step's own weights.",
+        )
+        if self.grader == "server":
+            self._check_served(name)
+
+    def _check_served(self, name: str):
+        require(
+            self.divergence in ("forward_kl", "reverse_kl"),
+            f"{name}.divergence: {self.divergence} needs the teacher's whole distribution; servers give its likeliest "
+            "tokens, so set forward_kl or reverse_kl, or grader: online.",
+        )
+        require(
+            self.divergence == "forward_kl" or (self.temperature == 1 and self.sync_every == 1),
+            f"{name}.divergence: reverse_kl is estimated from what the student itself samples; set temperature and "
+            "sync_every to 1, or forward_kl, or grader: online.",
         )
 
 

@@ -103,6 +103,15 @@ class RunConfig:
                 "distribution becomes at another temperature than that at which they were taken "
                 f"(traces.logprobs_temperature={self.traces.logprobs_temperature}); make them equal.",
             )
+        own = self.train.on_policy
+        if own is not None and own.grader == "server":
+            require(self.traces.teacher is not None, "train.on_policy.grader: server needs `traces.teacher`.")
+            require(
+                (bool(self.traces.server.urls) or self.traces.server.start > 0)
+                and self.traces.server.api == "completions",
+                "train.on_policy.grader: server needs `traces.server.urls`, or `traces.server.start: 1` to start one "
+                "here, with api: completions.",
+            )
         # traces of other runs have their own number of logprobs, which prepare looks at
         require(
             topk is None or bool(self.data.mixture) or topk <= self.traces.logprobs,

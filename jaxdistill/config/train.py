@@ -230,9 +230,22 @@ class TrainConfig:
         )
         if own is None:
             return
+        online = d is not None and d.source == "online"
         require(
-            d is not None and d.source == "online",
-            "train.on_policy needs a teacher beside the student, who grades; set `train.distill: {source: online}`.",
+            online or own.grader == "server",
+            "train.on_policy needs a teacher beside the student, who grades; set `train.distill: {source: online}`, or "
+            "train.on_policy.grader: server.",
+        )
+        require(
+            not online or own.grader == "online",
+            "train.on_policy.grader: server, and train.distill has a teacher on the mesh too; set grader: online, or "
+            "leave train.distill out.",
+        )
+        require(
+            self.checkpoint_every % own.sync_every == 0
+            and (self.keep_best == 0 or self.evaluate is None or self.evaluate.every % own.sync_every == 0),
+            f"train.on_policy.sync_every={own.sync_every}: checkpoints are saved only when vLLM is given weights; make "
+            "train.checkpoint_every, and train.evaluate.every where keep_best goes by it, multiples of it.",
         )
         require(
             d is None or d.distills or d.ce_weight == 1,

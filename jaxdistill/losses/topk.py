@@ -1,9 +1,9 @@
-"""Distillation from a teacher's stored log-probabilities: its k likeliest tokens, or k sampled ones.
+"""Distillation from a teacher's log-probabilities of few tokens: its k likeliest, k sampled ones, or the student's own.
 
 Dimension key: N tokens in one axis or two ([N] or [B, T]), k stored tokens, E width, V vocabulary, C tokens of a chunk.
 
-The student's log-sum-exp runs over its whole vocabulary, and what the teacher put outside the k tokens is kept, as one
-bucket: renormalising both sides to the k tokens hides real divergence.
+The student's log-sum-exp runs over its whole vocabulary, and what lies outside of the k tokens is kept, as one bucket
+or by a sampled token: renormalising both sides to the k tokens hides real divergence.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jaxdistill.losses.chunked import (
     fp32,
     mixed_result,
     real_size,
+    target_logit,
     weighted,
 )
 from jaxdistill.losses.sweep import Inputs, Plan, Sums
@@ -124,6 +125,47 @@ def sampled_distillation(
     return mixed_result(plan, (hidden, projection), None, inputs, ce_weights)
 
 
+def sampled_reverse_kl(
+    hidden: Float[Array, "*N E"],
+    projection: Float[Array, "V E"],
+    ids: Int[Array, "*N k"],
+    logprobs: Float[Array, "*N k"],
+    own: Float[Array, "*N"],
+    weights: Float[Array, "*N"],
+    *,
+    targets: Int[Array, "*N"],
+    ce_weights: Float[Array, "*N"] | None = None,
+    softcap: float | None = None,
+    vocabulary: int | None = None,
+    dtype: DTypeLike | None = None,
+    chunk: int | None = None,
+    layout: Layout | None = None,
+) -> Result:
+    """An unbiased estimate of KL(student || teacher) and of its gradient, at tokens drawn by the student; in nats.
+
+    With p the student, q the teacher, S the k tokens, x the drawn one and a = log p - log q, the value is the sum of
+    p a over S, exactly, plus a(x) where x is not in S; the gradient is the sum of a grad p over S, plus a(x) grad log
+    p(x) where x is not in S. Without any S it is the policy gradient whose advantage is the teacher's log-probability
+    minus the student's; the more of p is in S, the less both vary, down to the divergence itself. The gradient is an
+    estimate of its own, not the derivative of the value.
+
+    Args:
+      ids: distinct tokens, chosen without regard to which was drawn; a negative one is an empty slot.
+      logprobs: the teacher's log-probabilities of `ids`.
+      own: the teacher's log-probabilities of the drawn tokens.
+      targets: the drawn tokens, shifted: drawn from this very student, at temperature 1, or it is no such estimate.
+      The others, and what is returned, are as for `chunked_distillation`, without `teacher_nll`. A single estimate may
+      be below 0.
+    Sources: "On-Policy Distillation", Thinking Machines Lab 2025, for no S; some terms of an expectation summed, the
+      others sampled: Liu et al. 2019, arXiv:1810.04777, section 3; of KL: Amini et al. 2025, arXiv:2504.10637.
+    """
+    inputs = {"ids": ids, "log_q": fp32(logprobs), "own": fp32(own), "weights": fp32(weights), "used": weights != 0}
+    inputs |= ce_inputs(targets, ce_weights, weights)
+    size = real_size(vocabulary, projection)
+    plan = Plan(Drawn(), size, chunk, dtype or hidden.dtype, softcap, layout=layout)
+    return mixed_result(plan, (hidden, projection), None, inputs, ce_weights)
+
+
 def _one_minus_exp(x: Array) -> Array:
     """1 - exp(x), without cancellation; 0 where rounding has put x above 0."""
     return -jnp.expm1(jnp.minimum(x, 0.0))
@@ -156,3 +198,24 @@ class Stored:
         slopes = slopes.at[slots].add(-mass, mode="drop")
         kd, slopes = weighted(weights, T**2 * loss), weighted(weights, T * slopes)
         return add_cross_entropy(kd, slopes, logits, inputs, vocabulary)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Objective: p * (log p - log q) over stored tokens, and log p - log q of the student's draw outside of them."""
+
+    def __call__(
+        self, logits: Array, teacher: Array | None, inputs: Inputs, vocabulary: Vocabulary
+    ) -> tuple[Sums, Array]:
+        ids, drawn, weights = inputs["ids"], inputs["targets"], inputs["weights"]
+        log_z = vocabulary.logsumexp(logits)
+        log_p = vocabulary.pick(logits, ids) - log_z[:, None]
+        terms = jnp.where(ids >= 0, jnp.exp(log_p) * (log_p - inputs["log_q"]), 0.0)
+        rest = target_logit(logits, drawn, vocabulary) - log_z - inputs["own"]
+        rest = jnp.where(jnp.any(ids == drawn[:, None], axis=-1), 0.0, rest)
+        loss = jnp.sum(terms, axis=-1) + rest
+        # grad p_i is p_i (e_i - p), grad log p_x is e_x - p
+        slopes = -loss[:, None] * jnp.exp(logits - log_z[:, None])
+        slopes = slopes.at[vocabulary.slots(logits, ids)].add(terms, mode="drop")
+        slopes = slopes.at[vocabulary.slots(logits, drawn[:, None])].add(rest[:, None], mode="drop")
+        return add_cross_entropy(weighted(weights, loss), weighted(weights, slopes), logits, inputs, vocabulary)

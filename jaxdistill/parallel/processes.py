@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import Any
 
 STOPPED = 75
 """Exit code of a training that saved itself after SIGTERM (EX_TEMPFAIL of sysexits.h: give the same command again)."""
@@ -89,6 +90,17 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def from_first(tree: Any) -> Any:
+    """What the first process gives, in every process; all give arrays of the same shapes and dtypes, by any name."""
+    if _here.count == 1:
+        return tree
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
 def leave(code: int) -> int:

@@ -81,7 +81,10 @@ def check_status(status: int, headers: Any, data: bytes, url: str) -> None:
     if status == 404:
         raise Refused(f"{url}: {reason}; correct traces.server.model, .urls or .api.")
     if status == 400 and "logprobs" in reason and "max allowed" in reason:
-        raise Refused(f"{url}: {reason}; start it with --max-logprobs so high, or lower traces.logprobs.")
+        raise Refused(
+            f"{url}: {reason}; start it with --max-logprobs so high, or lower traces.logprobs "
+            "(on policy: train.on_policy.topk)."
+        )
     raise Failed(reason, retry=status in (408, 409, 425, 429) or status >= 500, wait_s=_retry_after(headers))
 
 

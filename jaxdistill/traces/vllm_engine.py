@@ -96,6 +96,16 @@ class Session:
     def give(self, requests: list[Request]) -> None:
         self._lines.extend(_request_lines(requests))
 
+    def give_batch(self, requests: list[Request], weights: Path | None) -> None:
+        """Requests that are begun together, when all before have been taken: what comes of them goes by nothing else.
+
+        Args:
+          weights: the folder of a checkpoint of the same shape, which is loaded in place first.
+        """
+        message = {"weights": None if weights is None else str(weights), "count": len(requests)}
+        self._lines.append(json.dumps(message).encode() + b"\n")
+        self.give(requests)
+
     def take(self, seconds: float) -> list[Completion]:
         """See `engines.Session`.
 

@@ -4,7 +4,9 @@
 One JSON line on stdin says what to do, JSON lines on IN are the requests, those on OUT tell what came of them:
 
     stdin:  {"engine": EngineArgs, "sampling": {...}, "kv_cache_gib": 2, "in_flight": 512}
-    IN:     [id, prompt_ids, seed, response_ids] for each request, at once or as they come; its end is the last one's
+    IN:     [id, prompt_ids, seed, response_ids] for each request, at once or as they come; its end is the last one's;
+            {"weights": folder or null, "count": n} before n requests, and when nothing is under way: takes other
+            weights, if there are some, forgets what is cached, and begins with all n at hand
     OUT:    {"ready": seconds}, [id, output_ids, finish_reason, error, logprobs] for each request, {"done": count};
             {"failed": message} before an early end
 
@@ -137,16 +139,22 @@ class Requests:
         self._poll.register(descriptor, select.POLLIN)
         self.more = True
         """False after the last one."""
+        self._awaited = 0
+
+    def expect(self, count: int) -> None:
+        """So many are on their way, and are waited for: batches, and so roundings, do not go by how fast they come."""
+        self._awaited = count
 
     def next(self, wait: bool):
         """The next one; None if there is none, or none yet and `wait` is false."""
         while self.more and not self._lines:
-            if not wait and not self._poll.poll(0):
+            if not wait and not self._awaited and not self._poll.poll(0):
                 return None
             data = os.read(self._descriptor, 1 << 16)
             *lines, self._rest = (self._rest + data).split(b"\n")
             self._lines.extend(lines)
             self.more = bool(data)
+        self._awaited = max(0, self._awaited - 1)
         return json.loads(self._lines.popleft()) if self._lines else None
 
 
@@ -160,6 +168,10 @@ def answer(engine, job: dict, requests: Requests, tell) -> int:
             request = requests.next(wait=not in_flight and not finished)
             if request is None:
                 break
+            if isinstance(request, dict):
+                renew(engine, request["weights"])
+                requests.expect(request["count"])
+                continue
             identity, prompt_ids, seed, response_ids = request
             count += 1
             try:
@@ -179,6 +191,14 @@ def answer(engine, job: dict, requests: Requests, tell) -> int:
             finished += ended
         tell(*finished)
     return count
+
+
+def renew(engine, folder: str | None) -> None:
+    """Loads other weights of the same shape in place; what was computed with the old ones is forgotten."""
+    if folder is not None:
+        engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+    if not engine.reset_prefix_cache():
+        raise RuntimeError("vLLM kept its prefix cache, as requests are under way")
 
 
 def sampling_params(sampling: dict, seed: int):

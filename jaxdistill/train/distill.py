@@ -3,7 +3,8 @@
 Dimension key: B rows, T tokens, k stored tokens, E and F widths of student and teacher.
 
 The stored kind reads distributions that lie beside the tokens (`data.topk`). The online kind runs a teacher over the
-very same packed rows, forward only and outside of the gradient; both models' projections are swept chunk by chunk.
+very same packed rows, forward only and outside of the gradient; both models' projections are swept chunk by chunk. The
+served kind, of rows that the student has sampled, reads what servers have just said of them (`train.grading`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jaxdistill.losses import (
     Layout,
     chunked_distillation,
     sampled_distillation,
+    sampled_reverse_kl,
     sorted_distillation,
     topk_distillation,
 )
@@ -34,6 +36,14 @@ from jaxdistill.records import RunDir
 from jaxdistill.tokenization import TokenMap
 
 Sums = tuple[jax.Array, dict[str, jax.Array]]
+SERVED = ("served_ids", "served_logprobs", "served_own")
+"""What servers say, beside the token that it is about: the teacher's likeliest tokens, int32 [B, T, k], -1 where
+nothing is known; their log-probabilities, fp32 [B, T, k]; that of the token itself, fp32 [B, T]."""
+
+
+def served_shapes(k: int) -> dict[str, tuple[int, ...]]:
+    """Of `SERVED`, behind the axes that count tokens."""
+    return dict(zip(SERVED, ((k,), (k,), ()), strict=True))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +55,9 @@ class Distillation:
       stored: how distributions lie beside the tokens, where they do: the likeliest tokens, random draws, or the highest
         probabilities of another tokenizer's.
       teacher: online: a model with shapes for parameters.
-      vocabulary: online: the number of real tokens, which both models have beside other padded columns.
+      served: whether `SERVED` lie beside the tokens, of which each was drawn by the student where the divergence is the
+        reverse KL.
+      vocabulary: online, served: the number of real tokens, which both models have beside other padded columns.
     """
 
     share: Callable[[jax.Array], jax.Array]
@@ -55,6 +67,7 @@ class Distillation:
     temperature: float = 1.0
     stored: TopK | None = None
     teacher: Decoder | None = None
+    served: bool = False
     vocabulary: int | None = None
 
     def read(self, batch: dict[str, jax.Array], teacher_params: Any) -> Any:
@@ -93,7 +106,9 @@ class Distillation:
             "layout": Layout.of(model.mesh),
         }
         head = hidden_BTE, model.projection()
-        if self.teacher is None:
+        if self.served:
+            total, found = self._served(head, share * weights_BT, batch, common)
+        elif self.teacher is None:
             total, found = self._stored(head, share * weights_BT, batch, common)
         else:
             total, _, found = chunked_distillation(
@@ -110,6 +125,17 @@ class Distillation:
                 **common,
             )
         return total, found | {"count": jnp.sum(weights_BT)}
+
+    def _served(
+        self, head: tuple[jax.Array, jax.Array], weights_BT: jax.Array, batch: dict[str, jax.Array], common: dict
+    ) -> Sums:
+        common |= {"vocabulary": self.vocabulary}
+        ids, logprobs, own = (jnp.roll(batch[name], -1, axis=1) for name in SERVED)
+        if self.divergence == "reverse_kl":
+            total, _, found = sampled_reverse_kl(*head, ids, logprobs, own, weights_BT, **common)
+        else:
+            total, _, found = topk_distillation(*head, ids, logprobs, None, weights_BT, **common)
+        return total, found | {"teacher_nll": -jnp.sum(weights_BT * own)}
 
     def _stored(
         self, head: tuple[jax.Array, jax.Array], weights_BT: jax.Array, batch: dict[str, jax.Array], common: dict

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxdistill.data.packing import Row
 from jaxdistill.data.rows import FIELDS, Batches
+from jaxdistill.data.topk import stored_shapes
 from jaxdistill.train.gradients import Batch
 from jaxdistill.train.step import PAIRS, put_batch
 
@@ -109,6 +110,7 @@ def read_ahead(
       stored: how many of a batch's rows are wanted, its first ones; all by default. Of none the batch is empty.
     """
     with ThreadPoolExecutor(1) as reader:
+        beside = stored_shapes(rows.topk) if rows.topk else None
 
         def read(step: int) -> Future[Batch]:
             return reader.submit(whole, step)
@@ -116,7 +118,7 @@ def read_ahead(
         def whole(step: int) -> Batch:
             count = shape[0] if stored is None else stored(step)
             wanted = (count, shape[1])
-            batch = put_batch(lambda part: rows.rows_of(step, part), wanted, mesh, rows.topk) if count else {}
+            batch = put_batch(lambda part: rows.rows_of(step, part), wanted, mesh, beside) if count else {}
             return batch if pairs is None else batch | {PAIRS: pairs(step)}
 
         coming = deque(read(step) for step in steps[:AHEAD])

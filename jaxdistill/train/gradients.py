@@ -148,7 +148,7 @@ def gradients(
       frozen: the parameters that are not; none if absent.
       distillation, teacher, step: if given, the loss has a divergence too; parameters of the teacher that it names.
       rollouts, on_policy: if given, rows that the student has sampled, and how the teacher grades them: they add to
-        the same sum and the same count.
+        the same sum and the same count, and come with what servers have said of them, if it is behind some.
     Returns:
       (gradient, {loss, count, accuracy, ...}). Sums are added over micro-batches and parts first and divided once.
     """

@@ -63,6 +63,8 @@ def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         checkpoints.finish(made.steps)
     finally:
         outputs.close()
+        if made.rollouts is not None:
+            made.rollouts.close()
     counts = {"parameters": parameters, "steps": made.steps, "epochs": made.epochs} | log.summary()
     return counts | ({"failed_saves": checkpoints.failed} if checkpoints.failed else {})
 
@@ -84,6 +86,7 @@ class _Loop:
         self.t, self.made, self.checkpoints, self.log, self.outputs = config.train, made, checkpoints, log, outputs
         self.evaluate, self.update, self.folder = evaluate, update, folder
         self.pending: tuple[int, dict[str, jax.Array | float]] | None = None
+        self.stopping = False
 
     def go(self, first: int, state: Any, frozen: Any) -> None:
         steps = range(first, self.made.steps)
@@ -113,6 +116,8 @@ class _Loop:
 
     def _end_of_step(self, done: int, state: Any, frozen: Any, stop: bool) -> None:
         t, last = self.t, done == self.made.steps
+        self.stopping |= stop
+        stop = self.stopping and (self.made.rollouts is None or self.made.rollouts.resumes(done))
         evaluates = self.evaluate is not None and (done % self.t.evaluate.every == 0 or last)  # pyrefly: ignore
         saves = done % t.checkpoint_every == 0 or last or stop or (evaluates and t.keep_best > 0)
         loss = None

@@ -2,16 +2,16 @@
 
 Dimension key: N rows, T tokens.
 
-Some rows of a step give up their place: their problems are answered by the student as it is before the step, by the
-decoder, on the training's own mesh. What it writes is packed into as many rows of the same length, so that nothing is
-compiled anew, and adds to the step's one sum: a divergence between both models over the whole vocabulary, at every
-token of the answers. Sampling has no gradient.
+Some rows of a step give up their place: their problems are answered by the student as it is before the step, see
+`train.answering`. What it writes is packed into as many rows of the same length, so that nothing is compiled anew, and
+adds to the step's one sum: a divergence between both models at every token of the answers, over the whole vocabulary,
+or estimated from what servers say of the teacher, see `train.grading`. Sampling has no gradient.
 
 An answer that is cut off is learned from as far as it goes, for no grade waits for its end; both papers sample up to a
 fixed length too. GKD averages over an answer's tokens first; here every token of a batch counts alike.
 
 A step's answers are a pure function of its parameters, the seed and the step, so that a run that is resumed samples
-the same ones again.
+the same ones again; where vLLM has older parameters, runs are resumed at steps at which it is given new ones.
 
 Sources: GKD, Agarwal et al. 2023, arXiv:2306.13649, section 3 and algorithm 1 (`fraction` is its lambda); MiniLLM, Gu
 et al. 2023, arXiv:2306.08543, of whose gradient of the reverse KL this is the single-step part (section 2.2), without
@@ -33,52 +33,57 @@ import numpy as np
 from jaxdistill.config import TrainConfig
 from jaxdistill.data.examples import ANSWER, PROMPT, Example
 from jaxdistill.data.packing import Row, fill_row, unpack
-from jaxdistill.generate import decode
-from jaxdistill.models import Decoder, join_params, with_params
-from jaxdistill.parallel import processes
-from jaxdistill.train.distill import Distillation
+from jaxdistill.models import join_params, with_params
+from jaxdistill.train.answering import Answerer, Question
+from jaxdistill.train.distill import Distillation, served_shapes
 from jaxdistill.train.feed import TrainRows
 from jaxdistill.train.gradients import Batch
+from jaxdistill.train.grading import Grader
 from jaxdistill.train.program import Program
 from jaxdistill.train.step import put_batch
 
 METRICS = ("on_policy_kd", "on_policy_kl", "finished", "rollout_tokens")
 """Means that a step with rollouts has beside its loss: the divergence, in nats times temperature**2; the reverse KL as
 the sampled tokens show it, in nats; the share of answers that ended by themselves; tokens of an answer."""
-AT_ONCE = 256
-"""Rows that are decoded at once, at most."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A prompt, and how many tokens its answer may have."""
-
-    prompt: list[int]
-    limit: int
 
 
 class Rollouts:
     """The student's answers to the problems of the rows whose places they take."""
 
-    def __init__(self, train: TrainConfig, made: Program, rows: TrainRows, *, stop: int, vocabulary: int, seed: int):
+    def __init__(
+        self,
+        train: TrainConfig,
+        made: Program,
+        rows: TrainRows,
+        answerer: Answerer,
+        grader: Grader | None = None,
+        *,
+        vocabulary: int,
+        seed: int,
+    ):
         """
         Args:
           made: the model, with shapes for parameters, the mesh and the shape of a batch.
-          stop: the token that ends an answer.
+          grader: a teacher that is elsewhere; none is where it is a part of the step.
           vocabulary: tokens at or above it are padded columns, of which the teacher knows nothing.
         Raises:
-          ValueError: several processes, a mesh that splits rows, rows that do not divide over the devices, or a first
-            step on policy behind the last one.
+          ValueError: a mesh that splits rows, rows that do not divide over the devices, or a first step on policy
+            behind the last one.
         """
         assert train.on_policy is not None
         self._settings, self._made, self._rows = train.on_policy, made, rows
-        self._stop, self._vocabulary, self._seed = stop, vocabulary, seed
+        self._answerer, self._grader = answerer, grader
+        self._vocabulary, self._seed = vocabulary, seed
         self.count = train.on_policy.rows_of(train.batch_rows)
         _check(train, made, self.count)
 
     def stored_rows(self, step: int) -> int:
         """How many rows of batch `step` are learned from as they are stored, its first ones."""
         return self._made.shape[0] - (self.count if step >= self._settings.after else 0)
+
+    def resumes(self, step: int) -> bool:
+        """Whether a run that is resumed before `step` samples what one does that has come there."""
+        return self._answerer.renews(step)
 
     def __call__(self, step: int, params: Any, frozen: Any) -> tuple[Batch | None, dict[str, float]]:
         """(the rows of rollouts of batch `step`, {finished, rollout_tokens, sampled_tokens}), from these parameters.
@@ -89,48 +94,41 @@ class Rollouts:
             return None, {}
         B, T = self._made.shape
         whole = self._rows.rows_of(step, slice(B - self.count, B))
-        asked = [
-            questions({name: array[i] for name, array in whole.items()}, T, self._settings.max_tokens)
-            for i in range(self.count)
-        ]
+        asked = self._questions(step, whole)
         model = with_params(self._made.model, join_params(params, frozen))
-        answers, finished = self._answers(model, step, list(itertools.chain(*asked)))
-        filled = fill(asked, answers, T)
-        batch = put_batch(lambda part: {k: v[part] for k, v in filled.items()}, (self.count, T), self._made.mesh)
-        sampled = sum(len(ids) for ids in answers)
+        found = self._answerer(step, model, list(itertools.chain(*asked)))
+        answers = [list(itertools.takewhile(lambda token: token < self._vocabulary, ids)) for ids, _ in found]
+        ended = [done and len(kept) == len(ids) for kept, (ids, done) in zip(answers, found, strict=True)]
+        filled, beside = fill(asked, answers, T), None
+        if self._grader is not None:
+            filled |= self._grader(filled)
+            beside = served_shapes(self._settings.topk)
+        shape, mesh = (self.count, T), self._made.mesh
+        batch = put_batch(lambda part: {k: v[part] for k, v in filled.items()}, shape, mesh, beside)
+        sampled = sum(map(len, answers))
         return batch, {
-            "finished": finished / len(answers),
+            "finished": sum(ended) / len(answers),
             "rollout_tokens": sampled / len(answers),
             "sampled_tokens": sampled,
         }
 
-    def _answers(self, model: Decoder, step: int, asked: Sequence[Question]) -> tuple[list[list[int]], int]:
-        """(the answers in order, how many of them ended by themselves)."""
-        # so many fit into the rows at most: the number does not go by the step, and nothing is compiled anew
-        most = self.count * max(1, self._made.shape[1] // self._settings.max_tokens)
-        found = decode(
-            model,
-            [question.prompt for question in asked],
-            [seed_of(self._seed, step, i) for i in range(len(asked))],
-            max_tokens=[question.limit for question in asked],
-            temperature=self._settings.temperature,
-            stop_ids=[self._stop],
-            batch=min(most, AT_ONCE),
-        )
-        answers: list[list[int]] = [[] for _ in asked]
-        finished = 0
-        for index, ids, reason in found:
-            answers[index] = list(itertools.takewhile(lambda token: token < self._vocabulary, ids))
-            finished += reason == "stop" and len(answers[index]) == len(ids)
-        return answers, finished
+    def _questions(self, step: int, rows: Row) -> list[list[Question]]:
+        """Those of each row, with the seeds of this step."""
+        T, most, numbers = self._made.shape[1], self._settings.max_tokens, itertools.count()
+        asked = [questions({name: array[i] for name, array in rows.items()}, T, most) for i in range(self.count)]
+        return [[dataclasses.replace(q, seed=seed_of(self._seed, step, next(numbers))) for q in row] for row in asked]
+
+    def close(self) -> None:
+        """Ends what answers and grades."""
+        self._answerer.close()
+        if self._grader is not None:
+            self._grader.close()
 
 
 def _check(train: TrainConfig, made: Program, count: int) -> None:
     assert train.on_policy is not None
-    if processes.count() > 1:
-        raise ValueError("train.on_policy samples in one process, and there are several; drop it, or use one.")
     if made.mesh.shape["context"] > 1:
-        raise ValueError("train.on_policy decodes whole rows; set train.mesh.context to 1.")
+        raise ValueError("train.on_policy samples whole rows; set train.mesh.context to 1.")
     ways = train.micro_batches * made.mesh.shape["data"] * made.mesh.shape["fsdp"]
     if count % ways or (made.shape[0] - count) % ways:
         raise ValueError(
@@ -143,22 +141,27 @@ def _check(train: TrainConfig, made: Program, count: int) -> None:
         )
 
 
-def graded(train: TrainConfig, distillation: Distillation | None) -> Distillation | None:
+def graded(train: TrainConfig, distillation: Distillation | None, vocabulary: int | None) -> Distillation | None:
     """How the teacher grades rollouts; None without `train.on_policy`.
 
     Args:
-      distillation: that of the stored rows, with the teacher.
+      distillation: that of the stored rows, with the teacher where it is on the mesh.
+      vocabulary: the number of real tokens of student and teacher, where it is behind servers.
     """
-    if train.on_policy is None:
-        return None
-    assert distillation is not None
     own = train.on_policy
+    if own is None:
+        return None
+    served = own.grader == "server"
+    assert served or distillation is not None
+    base = distillation if distillation is not None and not served else Distillation(lambda step: jnp.float32(0))
     return dataclasses.replace(
-        distillation,
+        base,
         share=lambda step: jnp.float32(own.weight),
         ce_weight=0.0,  # the student's own tokens are no targets
         divergence=own.divergence,
         parameter=own.parameter,
+        served=served,
+        vocabulary=vocabulary if served else base.vocabulary,
     )
 
 
@@ -179,8 +182,8 @@ def questions(row: Row, row_tokens: int, max_tokens: int) -> list[Question]:
 
 
 def seed_of(seed: int, step: int, number: int) -> int:
-    """A seed of 32 bits for answer `number` of a step."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{number}".encode(), digest_size=4).digest())
+    """A seed of 31 bits, which all engines take, for answer `number` of a step."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{number}".encode(), digest_size=4).digest()) >> 1
 
 
 def fill(asked: Sequence[Sequence[Question]], answers: Sequence[Sequence[int]], row_tokens: int) -> Row:

@@ -15,10 +15,12 @@ from jaxdistill.models.student import lora_of, start_student, student_shape
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import RunDir, read_manifest
 from jaxdistill.tokenization import load_tokenizer
+from jaxdistill.train.answering import set_up_answerer
 from jaxdistill.train.checkpoint import Checkpoints, Restored
 from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.distill import set_up_distillation
 from jaxdistill.train.feed import TrainRows
+from jaxdistill.train.grading import set_up_grader
 from jaxdistill.train.on_policy import Rollouts, graded
 from jaxdistill.train.pairs import PairFeed, reference_identity, reference_logprobs, set_up_contrast
 from jaxdistill.train.program import Program, make_program
@@ -56,6 +58,7 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
     mesh = make_mesh(to_dict(t.mesh))
     contrast, pairs = set_up_contrast(config, run, mesh, student.vocab_size)
     distillation, teacher, of_teacher = set_up_distillation(config, run, mesh, steps, batches, student.vocab_size)
+    vocabulary, grader, of_grader = set_up_grader(config, run, batches.row_tokens, student.vocab_size)
     made = make_program(
         t,
         student,
@@ -66,16 +69,16 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
         seed=config.seed,
         contrast=contrast,
         distillation=distillation if t.distill is not None and t.distill.distills else None,
-        on_policy=graded(t, distillation),
+        on_policy=graded(t, distillation, vocabulary),
     )
     held_out = t.evaluate.rows if t.evaluate else 0
     stored = t.distill is not None and t.distill.source == "stored"
     rows = TrainRows(batches, seed=config.seed, vocabulary=student.vocab_size, held_out=held_out, stored=stored)
     rollouts = None
     if t.on_policy is not None:
-        assert distillation is not None and distillation.vocabulary is not None
-        stop, vocabulary = tokenizer.eos_token_id, distillation.vocabulary
-        rollouts = Rollouts(t, made, rows, stop=stop, vocabulary=vocabulary, seed=config.seed)
+        assert made.on_policy is not None and made.on_policy.vocabulary is not None
+        answerer = set_up_answerer(t, run, batches.row_tokens, tokenizer.eos_token_id)
+        rollouts = Rollouts(t, made, rows, answerer, grader, vocabulary=made.on_policy.vocabulary, seed=config.seed)
     return Training(
         **{field.name: getattr(made, field.name) for field in dataclasses.fields(made)},
         rows=rows,
@@ -83,7 +86,7 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
         contrast=contrast,
         pairs=pairs,
         rollouts=rollouts,
-        identity=_identity(config, run, student, batches) | of_teacher,
+        identity=_identity(config, run, student, batches) | of_teacher | of_grader,
         teacher=teacher,
     )
 

@@ -6,7 +6,7 @@ Dimension key: B rows, T tokens.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.data.rows import FIELDS
-from jaxdistill.data.topk import stored_shapes
 from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_shardings, params_of, split_params
 from jaxdistill.parallel import mesh as meshes
 from jaxdistill.train.contrastive import Contrast
@@ -181,12 +180,15 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, shardings: 
 
 
 def put_batch(
-    rows_of: Callable[[slice], dict[str, np.ndarray]], shape: tuple[int, int], mesh: Mesh, topk: int | None = None
+    rows_of: Callable[[slice], dict[str, np.ndarray]],
+    shape: tuple[int, int],
+    mesh: Mesh,
+    beside: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Batch:
     """A global batch on the mesh; every host reads the rows of its own devices only.
 
     Args:
-      topk: tokens of the teacher's stored distributions, if they are to come along.
+      beside: arrays that come along beside the tokens, as a teacher's distributions: name -> shape of each token's.
     """
     read: dict[tuple[int, int], dict[str, np.ndarray]] = {}
 
@@ -197,7 +199,7 @@ def put_batch(
             read[first, last] = rows_of(slice(first, last))
         return read[first, last][name][:, index[1]]
 
-    shapes = dict.fromkeys(FIELDS, shape) | ({n: (*shape, *s) for n, s in stored_shapes(topk).items()} if topk else {})
+    shapes = dict.fromkeys(FIELDS, shape) | {n: (*shape, *s) for n, s in (beside or {}).items()}
     axes = ("batch", "sequence", None)
     where = {n: meshes.sharding(mesh, axes[: len(s)], shape=s, name="batch") for n, s in shapes.items()}
     return {n: jax.make_array_from_callback(s, where[n], lambda i, n=n: part(n, i)) for n, s in shapes.items()}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.losses import chunked_distillation, sampled_distillation, topk_distillation
+from jaxdistill.losses import chunked_distillation, sampled_distillation, sampled_reverse_kl, topk_distillation
 
 from . import reference
 
@@ -40,6 +40,7 @@ def differentiated(function, chunk=4, **options):
 
 stored = functools.partial(differentiated, topk_distillation, vocabulary=V)
 sampled = functools.partial(differentiated, sampled_distillation, vocabulary=V)
+estimated = functools.partial(differentiated, sampled_reverse_kl, vocabulary=V)
 
 
 def test_values_and_gradients_match_float64_whatever_is_masked():
@@ -201,6 +202,76 @@ def test_a_token_drawn_twice_counts_twice():
 
     once, twice = run([3, 5, -1], [2 / 3, 1 / 3, 9.0]), run([3, 3, 5], [1 / 3] * 3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), once, twice)
+
+
+# ------------------------------------------------------------------------------------ what the student has drawn
+
+
+def estimate(log_p, log_q, ids, drawn):
+    """(value, what has the gradient where its constants are taken from `log_p`), [N] each, in float64."""
+    inside = (ids == drawn[:, None]).any(-1)
+    at = np.arange(len(ids))[:, None], np.maximum(ids, 0)
+    apart = log_p - log_q
+    terms = np.where(ids >= 0, apart[at], 0.0)
+    rest = np.where(inside, 0.0, apart[at[0][:, 0], drawn])
+
+    def surrogate(z):
+        new = reference.log_softmax(z)
+        return (np.exp(new[at]) * terms).sum(-1) + rest * new[at[0][:, 0], drawn]
+
+    return (np.exp(log_p[at]) * terms).sum(-1) + rest, surrogate
+
+
+def test_the_estimate_from_the_students_draws_matches_float64_whatever_is_masked():
+    hidden, projection, log_q, rng = case(8)
+    ids, logprobs = top(log_q, K)
+    ids[:, -1] = -1  # an empty slot
+    drawn = np.where(np.arange(N) % 3 == 0, ids[:, 1], rng.integers(0, V, N)).astype(np.int32)
+    own = np.take_along_axis(log_q, drawn[:, None], -1)[:, 0].astype(np.float32)
+    log_p = reference.log_softmax(hidden.astype(np.float64) @ projection[:V].astype(np.float64).T)
+    value, surrogate = estimate(log_p, log_q, ids, drawn)
+    for mask in reference.MASKS.values():
+        weights = mask(N, rng).astype(np.float32)
+        masked = weights == 0
+        hostile = np.where(masked[:, None], np.nan, logprobs), np.where(masked, np.nan, own)
+        (total, (count, metrics)), found = estimated()(
+            (hidden, projection), (ids, *hostile, weights), {"targets": np.where(masked, -7, drawn)}
+        )
+        _, by_hidden, by_projection = reference.gradients(surrogate, hidden, projection[:V], weights)
+        np.testing.assert_allclose(total, (weights * value).sum(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[0], by_hidden, atol=5e-5)
+        np.testing.assert_allclose(found[1][:V], by_projection, atol=5e-5)
+        assert count == weights.sum() and metrics["kd"] == total
+        nll = -np.take_along_axis(log_p, drawn[:, None], -1)[:, 0]
+        np.testing.assert_allclose(metrics["nll"], (weights * nll).sum(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, 3, V])
+def test_the_students_draws_are_unbiased(k):
+    """Over every possible draw, weighted with its probability: the whole reverse KL and its gradient, for any k."""
+    hidden, projection, log_q, _ = case(9)
+    hidden, log_q = hidden[:1], log_q[:1]
+    p = np.exp(reference.log_softmax(hidden.astype(np.float64) @ projection[:V].astype(np.float64).T))[0]
+    ids, logprobs = (np.repeat(x, V, 0) for x in top(log_q, V))
+    ids = np.where(np.arange(V)[None] < k, ids, -1)  # empty slots behind the k tokens, to compile once
+    own, every = log_q[0].astype(np.float32), np.arange(V, dtype=np.int32)
+    arguments = ids, logprobs, own, p.astype(np.float32)
+    (total, _), found = estimated()((np.repeat(hidden, V, 0), projection), arguments, {"targets": every})
+    want, by_hidden, by_projection = reference.gradients(
+        lambda z: reference.kl(reference.log_softmax(z), log_q), hidden, projection[:V], np.ones(1)
+    )
+    np.testing.assert_allclose(total, want, rtol=1e-5)
+    np.testing.assert_allclose(found[0].sum(0, keepdims=True), by_hidden, atol=2e-5)
+    np.testing.assert_allclose(found[1][:V], by_projection, atol=2e-5)
+    if k == 0:  # the policy gradient of the sampled token, and nothing else
+        _, one = estimated()(
+            (np.repeat(hidden, V, 0), projection),
+            (ids, logprobs, own, (every == 5).astype(np.float32)),
+            {"targets": every},
+        )
+        advantage = log_q[0, 5] - np.log(p[5])
+        score = ((every == 5) - p)[:, None] * hidden.astype(np.float64)  # grad log p(5)
+        np.testing.assert_allclose(one[1][:V], -advantage * score, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import venv
 from pathlib import Path
@@ -17,7 +18,7 @@ from jaxdistill import config as configs
 from jaxdistill import tokenization
 from jaxdistill.demo.task import make_problems
 from jaxdistill.records import Problem, RunDir, Trace, read_records
-from jaxdistill.traces import collect, engines, logprobs, vllm_process
+from jaxdistill.traces import collect, engines, logprobs, vllm_process, vllm_worker
 from jaxdistill.traces.engines import Request, Sampling
 from jaxdistill.traces.problems import problems
 from tests.traces.tiny import assert_greedy, checkpoint, demo_requests  # noqa: F401  (a fixture among them)
@@ -146,6 +147,21 @@ def test_who_leaves_early_leaves_nothing_running(checkpoint, tmp_path):  # noqa:
     assert len(processes_of_group(worker)) == 2
     completions.close()  # as an exception in the loop over them does
     assert wait_until(lambda: not processes_of_group(worker), 5)
+
+
+def test_a_batch_is_waited_for_until_all_of_it_is_there():
+    read, write = os.pipe()
+    requests = vllm_worker.Requests(read)
+    os.write(write, b'["a"]\n')
+    requests.expect(2)
+    assert requests.next(wait=False) == ["a"]
+    late = threading.Timer(0.2, os.write, (write, b'["b"]\n'))
+    late.start()
+    assert requests.next(wait=False) == ["b"]  # it has come
+    assert requests.next(wait=False) is None  # and no third one is waited for
+    late.join()
+    os.close(read)
+    os.close(write)
 
 
 # -------------------------------------------------------------------------------------------------------- real vLLM

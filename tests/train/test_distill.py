@@ -165,8 +165,10 @@ def test_neither_micro_batches_nor_devices_change_the_gradient(case, kind):
 
     said = params_of(teacher) if kind == "online" else None
     want, metrics = stepper(online_kind() if kind == "online" else stored_kind(5))(params_of(student), batch, said)
-    k, shape = 5 if kind == "stored" else None, batch["tokens"].shape
-    spread = put_batch(lambda rows: {name: array[rows] for name, array in batch.items()}, shape, mesh, k)
+    beside = topk.stored_shapes(5) if kind == "stored" else None
+    spread = put_batch(
+        lambda rows: {name: array[rows] for name, array in batch.items()}, batch["tokens"].shape, mesh, beside
+    )
     wide = jax.device_put(params_of(student), param_shardings(CONFIG, mesh))
     if kind == "online":
         # its own sharding: whole along fsdp

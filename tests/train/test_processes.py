@@ -13,10 +13,14 @@ import pytest
 
 from jaxdistill.parallel import processes
 from jaxdistill.parallel.processes import STOPPED
+from jaxdistill.train.answering import WEIGHTS
 from tests.export.test_processes import free_port
 from tests.helpers import TINY, prepared_run
+from tests.traces.fake_server import FakeServer
 from tests.train.test_resume import numbers, wait_for_step
 
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+"""Devices of one process wait for those of another while that one starts vLLM; XLA ends them after 40 s by itself."""
 BOUND_S = 60
 """Within which the others must have ended after one process died (heartbeats of 10 s, on a busy machine)."""
 TRAIN = TINY["train"] | {
@@ -40,7 +44,8 @@ def start(folder: Path, count: int, devices: int, *overrides: str) -> list[subpr
         if count > 1:
             command += ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process", str(process)]
             command += ["--heartbeat", "10"]
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        flags = f"--xla_force_host_platform_device_count={devices} {PATIENCE}"
+        environment = os.environ | {"XLA_FLAGS": flags}
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         running.append(subprocess.Popen(command, env=environment, **pipe))
     return running
@@ -115,6 +120,63 @@ def test_one_process_dies_and_the_others_end_with_an_error(tmp_path):
     found = ends(running, timeout=BOUND_S)
     assert time.monotonic() - begun < BOUND_S
     assert all(code != 0 for code, _ in found)
+
+
+# ----------------------------------------------------------------------------------------------------- on policy
+
+ON_POLICY = TRAIN | {
+    "steps": 2,
+    "evaluate": None,
+    "on_policy": {
+        "max_tokens": 8,
+        "fraction": 1.0,
+        "grader": "server",
+        "topk": 4,
+        "vllm": {"enforce_eager": True, "kv_cache_gib": 1},
+    },
+}
+
+
+def on_policy_run(folder: Path, server: FakeServer) -> Path:
+    folder.mkdir(exist_ok=True)
+    traces = {"engine": "import", "teacher": "demo", "server": {"urls": [server.url]}}
+    prepared_run(folder, traces=traces, student=TINY["student"] | {"tokenizer": "demo"}, train=ON_POLICY)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_sample_and_are_graded_as_one(tmp_path):
+    with FakeServer() as server:
+        folders = [on_policy_run(tmp_path / name, server) for name in ("one", "two")]
+        asked = []
+        for folder, (count, devices) in zip(folders, ((1, 4), (2, 2)), strict=True):
+            found = ends(start(folder, count, devices, "train.mesh.data=4", "train.mesh.fsdp=1"))
+            assert [code for code, _ in found] == [0] * count, found
+            asked.append(sorted(body["prompt"] for body in server.asked))
+            server.asked.clear()
+    assert asked[0] == asked[1]  # the same samples, of which the servers are asked once
+    one, two = (
+        [json.loads(line) for line in (f / "run" / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
+        for f in folders
+    )
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "on_policy_kd", "on_policy_kl", "finished", "sampled_tokens", "gradient_norm"):
+            assert b[name] == pytest.approx(a[name], rel=1e-3), name
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_two_processes_sample_by_vllm_beside_the_first(tmp_path):
+    with FakeServer() as server:
+        folder = on_policy_run(tmp_path, server)
+        found = ends(start(folder, 2, 2, "train.on_policy.rollouts=vllm"))
+        assert [code for code, _ in found] == [0, 0], found
+    checkpoints = folder / "run" / "checkpoints"
+    lines = [json.loads(line) for line in (checkpoints / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    sampled = sum(len(body["prompt"]) for body in server.asked)
+    assert len(server.asked) >= 2 * 8 and sampled > lines[-1]["sampled_tokens"] > 2 * 8
+    assert not (checkpoints / WEIGHTS).exists()
 
 
 @pytest.mark.parametrize(
