@@ -97,18 +97,11 @@ def array_bytes(kind: str) -> list[float]:
 def replica_group(attributes: str, devices: int) -> list[int]:
     """The first group of devices that a collective runs over, as indices into the mesh.
 
-    Three spellings: `{{0,1},{2,3}}`, `[2,2]<=[4]T(..)`, and `mesh['a'=2,'b'=2] {'a'}`; a permute names pairs.
+    Three spellings: `{{0,1},{2,3}}`, `[2,2]<=[4]T(..)`, and `mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}`, whose
+    order of devices may be absent; a permute names pairs.
     """
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*(?:\{([^}]*)\})?", attributes)
-    if named:
-        axes = [(name, int(size)) for name, size in re.findall(r"'([^']*)'=(\d+)", named.group(1))]
-        wanted = re.findall(r"'([^']*)'", named.group(2) or "")
-        at, stride = [0], devices
-        for name, size in axes:
-            stride //= size
-            if name in wanted:
-                at = [base + i * stride for base in at for i in range(size)]
-        return at
+    if "replica_groups=mesh[" in attributes:
+        return _named_group(attributes, devices)
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
     if iota:
         shape, source = ([int(n) for n in iota.group(i).split(",")] for i in (1, 2))
@@ -122,6 +115,30 @@ def replica_group(attributes: str, devices: int) -> list[int]:
         return _cycle([(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)", pairs.group(0))])
     # all devices
     return list(range(devices))
+
+
+def _named_group(attributes: str, devices: int) -> list[int]:
+    found = re.search(
+        r"replica_groups=mesh\[([^\]]*)\]"
+        r"(?:,\s*device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\))?\s*\{([^}]*)\}",
+        attributes,
+    )
+    if found is None or ":" in found[5]:
+        raise ValueError(f"the compiler names a group of devices in a way that is unknown here: {attributes[:200]}")
+    axes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", found[1])}
+    order = list(range(devices))
+    if found[2]:
+        shape = [int(n) for n in found[2].split(",")]
+        order = _iota(shape, [int(n) for n in found[3].split(",")] if found[3] else list(range(len(shape))))
+    elif found[4]:
+        order = [int(n) for n in found[4].split(",")]
+    wanted = re.findall(r"'([^']*)'", found[5])
+    at, stride = [0], devices
+    for name, size in axes.items():
+        stride //= size
+        if name in wanted:
+            at = [base + i * stride for base in at for i in range(size)]
+    return [order[i] for i in at]
 
 
 def _iota(shape: list[int], order: list[int]) -> list[int]:
