@@ -242,7 +242,8 @@ def traffic_of(costs: Any, devices: list[Any], topology: Topology) -> list[Traff
 
 
 def slice_of(device: Any) -> int:
-    return getattr(device, "slice_index", 0) or 0
+    """The number of a device's slice; of a GPU its host's, as a slower network lies between hosts."""
+    return max(getattr(device, "slice_index", 0) or 0, device.process_index if device.platform == "gpu" else 0)
 
 
 def topology_network(topology: Topology, outside: bool) -> str:

@@ -1,15 +1,17 @@
 """What is compiled is what `train` runs: the same step, with inputs of the same shapes on the same devices."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from jaxdistill.models import init_model, params_of, split_params, with_lora
+from jaxdistill.plan.costs import Collective, Costs
 from jaxdistill.plan.request import make_job
 from jaxdistill.plan.shapes import device_bytes
 from jaxdistill.plan.targets import Topology
-from jaxdistill.plan.worker import make_described, slice_of
+from jaxdistill.plan.worker import make_described, slice_of, traffic_of
 from jaxdistill.train.program import abstract_inputs
 from jaxdistill.train.step import init_state
 from tests.plan.test_request import config
@@ -69,6 +71,16 @@ def test_stored_distributions_come_with_the_batch():
     made, inputs = described(train={"distill": {"source": "stored"}}, topk=8)
     assert inputs["batch"]["topk_ids"].shape == (8, 64, 8)
     made.step.lower(*inputs.values())
+
+
+def test_described_gpus_are_told_apart_by_their_hosts():
+    hosts = [SimpleNamespace(platform="gpu", slice_index=0, process_index=host) for host in (0, 0, 1, 1)]
+    assert [slice_of(d) for d in hosts] == [0, 0, 1, 1]
+    costs = Costs()
+    key = Collective("all-reduce", (0, 1, 2, 3), True)
+    costs.collective_bytes[key], costs.collective_calls[key] = 1000.0, 3.0
+    found = traffic_of(costs, hosts, Topology.of("h100:2", 2))
+    assert [(t.network, t.devices, t.bytes) for t in found] == [("NVLink", 2, 1000.0), ("network", 2, 500.0)]
 
 
 def test_devices_without_slices_are_of_one():
