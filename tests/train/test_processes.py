@@ -145,6 +145,7 @@ def on_policy_run(folder: Path, server: FakeServer) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("JAXDISTILL_LONG" not in os.environ, reason="one with vLLM is quicker: set JAXDISTILL_LONG=1")
 def test_two_processes_sample_and_are_graded_as_one(tmp_path):
     with FakeServer() as server:
         folders = [on_policy_run(tmp_path / name, server) for name in ("one", "two")]
