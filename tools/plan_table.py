@@ -83,15 +83,22 @@ def config_of(case: Case, rows: int) -> Any:
     )
 
 
+def meshes(case: Case) -> Iterator[tuple[int, int]]:
+    """(fsdp, tensor), the first choice first; what is left of the devices goes along `data`."""
+    shape, slices = PUBLISHED[case.student][0], case.topology.slices
+    inside = case.topology.devices // slices
+    fitting = [n for n in TENSORS if shape["num_attention_heads"] % n == 0 and shape["num_key_value_heads"] % n == 0]
+    yield from ((inside // tensor, tensor) for tensor in fitting)
+    # between hosts of GPUs parameters may be spread too, where one host cannot hold them
+    if slices > 1 and case.topology.chip.platform == "gpu":
+        yield from ((inside * slices // tensor, tensor) for tensor in fitting)
+
+
 def compile_case(case: Case, quick: bool) -> dict[str, Any]:
     """The first mesh that fits, with one row for every data-parallel device; or why none does."""
     failed = []
-    shape = PUBLISHED[case.student][0]
-    for tensor in TENSORS:
-        if shape["num_attention_heads"] % tensor or shape["num_key_value_heads"] % tensor:
-            continue
-        inside = case.topology.devices // case.topology.slices
-        mesh = f"fsdp={inside // tensor},tensor={tensor}"
+    for fsdp, tensor in meshes(case):
+        mesh = f"fsdp={fsdp},tensor={tensor}"
         rows = case.topology.devices // tensor
         try:
             job = make_job(config_of(case, rows), case.topology, mesh=parse_mesh(mesh), quick=quick)
