@@ -98,7 +98,7 @@ def compile_case(case: Case, quick: bool) -> dict[str, Any]:
     """The first mesh that fits, with one row for every data-parallel device; or why none does."""
     failed = []
     for fsdp, tensor in meshes(case):
-        mesh = f"fsdp={fsdp},tensor={tensor}"
+        mesh = f"data={case.topology.devices // (fsdp * tensor)},fsdp={fsdp},tensor={tensor}"
         rows = case.topology.devices // tensor
         try:
             job = make_job(config_of(case, rows), case.topology, mesh=parse_mesh(mesh), quick=quick)
