@@ -21,6 +21,9 @@ class PairsConfig:
     edits: bool = False
     """Where the teacher made no mistake: the kept trace with one number of its reasoning changed, in all that follows
     too, and another final answer. It is wrong in that number alone, so it is less plausible than a real mistake."""
+    span: Literal["response", "step"] = "response"
+    """What of the two is contrasted: all, or the first step (line) in which they differ, from the first token that does
+    on (Step-DPO, arXiv:2406.18629). What follows a wrong step follows from it, and is no mistake."""
 
     def __post_init__(self):
         require(self.per_problem >= 1, f"data.pairs.per_problem is {self.per_problem}; set at least 1.")

@@ -146,6 +146,13 @@ def write_pairs(data: DataConfig, run: RunDir, taken: list[Taken], job: Job, row
     assert data.pairs is not None
     found, counts = find_pairs(data.pairs, taken)
     examples = _tokenized(found, job, run)
+    if data.pairs.span == "step":
+        examples = [(first_step(a, b), first_step(b, a)) for a, b in examples]
+        told = [bool(np.any(a.regions) and np.any(b.regions)) for a, b in examples]
+        found, examples = ([x for x, differs in zip(xs, told, strict=True) if differs] for xs in (found, examples))
+        counts["without_difference"] = told.count(False)
+        if not found:
+            raise ValueError("data.pairs: no pair's traces differ in their tokens; look at the verdicts of their problems.")
     sizes = np.array([len(a.tokens) + len(b.tokens) for a, b in examples])
     fits = sizes <= row_tokens
     if not fits.all() and data.overlong == "error":
@@ -191,6 +198,32 @@ def _tokenized(pairs: list[Pair], job: Job, run: RunDir) -> list[tuple[Example, 
         rejected = tokenize(tokenizer, [pairs[i].rejected for i in where], **options)
         found.update(zip(where, zip(chosen, rejected, strict=True), strict=True))
     return [found[i] for i in range(len(pairs))]
+
+
+def first_step(example: Example, other: Example) -> Example:
+    """The example with every token as prompt but those of the first step that the other one has differently: from the
+    first token that differs to the end of its line (all of what follows, if that is the last one).
+
+    What stands before is the context that both share, and what comes after follows from the step, as it should even
+    where the step is wrong.
+
+    Source: Step-DPO, Lai et al. 2024, arXiv:2406.18629, section 3.1 (there the steps are found by a judge).
+    """
+    tokens, others = (np.asarray(x.tokens)[np.flatnonzero(x.regions)] for x in (example, other))
+    shared = min(len(tokens), len(others))
+    different = np.flatnonzero(tokens[:shared] != others[:shared])
+    first = int(different[0]) if len(different) else shared
+    regions = np.zeros_like(np.asarray(example.regions))
+    if first < len(tokens):
+        begins = len(example.written) - np.asarray(example.starts)
+        # the line of the token's last character: one that starts with the break before a line belongs to that line
+        last = begins[first + 1] - 1 if first + 1 < len(begins) else len(example.written)
+        end = example.written.find("\n", last)
+        kept = first + 1 if end < 0 else max(first + 1, int(np.searchsorted(begins, end, side="right")))
+        kept = len(tokens) if end < 0 else kept
+        prompt = len(example.tokens) - len(tokens)
+        regions[prompt + first : prompt + kept] = np.asarray(example.regions)[prompt + first : prompt + kept]
+    return dataclasses.replace(example, regions=regions)
 
 
 def _write_origins(path: Path, pairs: list[tuple[Example, Example]], packed: list[list[int]]) -> None:

@@ -5,10 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxdistill.data import pairs as pairing
-from jaxdistill.data.examples import Text
+from jaxdistill.data.examples import Text, tokenize
 from jaxdistill.data.packing import unpack
-from jaxdistill.data.pairs import PairRows, changed, match
+from jaxdistill.data.pairs import PairRows, changed, first_step, match
 from jaxdistill.data.prepare import prepare
+from jaxdistill.data.templates import check_template
 from jaxdistill.tokenization import load_tokenizer
 from tests.data.made import config_of, thought, write_run
 
@@ -87,6 +88,43 @@ def test_an_edit_changes_one_number_what_follows_from_it_and_the_answer():
         seen.add(text.response)
     assert len(seen) > 3
     assert changed(Text("p", "?", "<think>\nwords\n</think>\nyes", "yes")) is None
+
+
+def test_of_the_first_step_alone_nothing_before_or_behind_is_contrasted(made):
+    run, _ = made
+    tokenizer = load_tokenizer(str(run.tokenizer))
+
+    def contrasted(right: str, wrong: str) -> list[str]:
+        ending = check_template(tokenizer, "reasoning", None, "")
+        texts = [Text(name, "?", x, x.rpartition("</think>")[2]) for name, x in (("r", right), ("w", wrong))]
+        a, b = tokenize(tokenizer, texts, response="reasoning", ending=ending)
+        found = [first_step(a, b), first_step(b, a)]
+        for whole, part in zip((a, b), found, strict=True):
+            assert list(part.tokens) == list(whole.tokens)
+            assert all(now in (0, before) for now, before in zip(part.regions, whole.regions, strict=True))
+        return [str(tokenizer.decode([t for t, r in zip(x.tokens, x.regions, strict=True) if r])) for x in found]
+
+    start, end = "<think>\n a=1\n b=1+2=", "</think>\nso \\boxed{6}"
+    assert contrasted(f"{start}3\n c=3*2=6\n{end}", f"{start}4\n c=4*2=8\n{end}") == ["3\n", "4\n"]
+    # a step that is missing: what stands in its place
+    assert contrasted(f"{start}3\n c=3*2=6\n{end}", f"{start}3\n{end}") == [" c=3*2=6\n", "</think>\n"]
+    # the last line runs to the end, with the eos
+    eos = tokenizer.eos_token
+    assert contrasted(f"{start}3\n</think>\nso 6", f"{start}3\n</think>\nso 7") == [f" 6{eos}", f" 7{eos}"]
+    # one stops where the other goes on
+    assert contrasted(f"{start}3\n</think>\nso 6", f"{start}3\n</think>\nso 6!") == [f"{eos}", f"!{eos}"]
+    assert contrasted(f"{start}3\n{end}", f"{start}3\n{end}") == ["", ""]
+
+
+def test_a_run_contrasts_first_steps_and_counts_tokens_as_before(made, tmp_path):
+    _, before = made
+    run = write_run(tmp_path, SAMPLES)
+    counts = prepare(config_of(tmp_path, pairs={"span": "step"}), run, run)["pairs"]
+    assert counts == before["pairs"] | {"without_difference": 0}
+    row = PairRows(run.tokens, batch_rows=1, seed=0).stored([0])
+    used = [int(np.sum(row["regions"][0][row["segment_ids"][0] == s] > 0)) for s in (1, 2)]
+    whole = [int(np.sum(row["segment_ids"][0] == s)) for s in (1, 2)]
+    assert all(0 < part < everything // 3 for part, everything in zip(used, whole, strict=True))
 
 
 def test_edits_make_pairs_where_the_teacher_made_no_mistake(tmp_path):
