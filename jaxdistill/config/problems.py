@@ -35,6 +35,8 @@ class ProblemsConfig:
     """Which problems `demo` makes. Training and held-out sets use different seeds and never share a question."""
     problem_field: str = "problem"
     answer_field: str = "answer"
+    forget_answers: bool = False
+    """Leaves out the gold answers of `problems`, to measure what training comes to without them (`verify.majority`)."""
     id_field: str | None = None
     domain: str = "math"
     """Of all problems, unless `domain_field` says it row by row."""

@@ -75,6 +75,10 @@ class RunConfig:
             self.train.contrastive is None or self.data.pairs is not None,
             "train.contrastive learns from pairs; make them with `data.pairs: {}`.",
         )
+        require(
+            self.evaluate is None or self.evaluate.problems is None or not self.evaluate.problems.forget_answers,
+            "evaluate.problems.forget_answers: held-out answers are compared with the gold ones; leave it out.",
+        )
         self._check_distill()
         for name in self.baselines:
             require(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def _load(config: ProblemsConfig, exclude: set[str] | frozenset[str]) -> tuple[l
         if problem.prompt in exclude:
             excluded += 1
         else:
-            found.append(problem)
+            found.append(replace(problem, answer=None) if config.forget_answers else problem)
         if len(found) == config.count:
             break
     left_out = f" besides {excluded} that are held out" if excluded else ""

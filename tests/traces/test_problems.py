@@ -155,3 +155,17 @@ def test_nothing_left_besides_what_is_held_out(tmp_path):
     path = write_lines(tmp_path / "set.jsonl", [{"problem": "1?", "answer": 1}])
     with pytest.raises(ValueError, match="no problems in it besides 1 that are held out"):
         load_problems(jsonl(path), {"1?"})
+
+
+def test_gold_answers_may_be_forgotten_of_training_problems_alone(tmp_path):
+    config = run_config(
+        {"source": "demo", "count": 6, "seed": 0, "forget_answers": True}, {"source": "demo", "count": 3, "seed": 1}
+    )
+    counts = problems(config, RunDir(tmp_path))
+    assert counts["without_answer"] == 6
+    known = load_problems(ProblemsConfig(source="demo", count=6, seed=0))
+    assert [p.prompt for p in read_records(tmp_path / "problems", Problem)] == [p.prompt for p in known]
+    assert all(p.answer is None for p in read_records(tmp_path / "problems", Problem))
+    assert all(p.answer for p in read_records(tmp_path / "problems" / "heldout", Problem))
+    with pytest.raises(ValueError, match="evaluate.problems.forget_answers"):
+        run_config({"source": "demo", "count": 6}, {"source": "demo", "count": 3, "forget_answers": True})
