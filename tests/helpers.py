@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,13 @@ def prepared_run(folder: Path, **sections: Any) -> Path:
     for command in ("generate", "verify", "prepare"):
         pipeline.run_command(command, config)
     return path
+
+
+def load_tool(name: str) -> Any:
+    """A program of tools/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module

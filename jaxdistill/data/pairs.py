@@ -148,11 +148,13 @@ def write_pairs(data: DataConfig, run: RunDir, taken: list[Taken], job: Job, row
     examples = _tokenized(found, job, run)
     if data.pairs.span == "step":
         examples = [(first_step(a, b), first_step(b, a)) for a, b in examples]
-        told = [bool(np.any(a.regions) and np.any(b.regions)) for a, b in examples]
-        found, examples = ([x for x, differs in zip(xs, told, strict=True) if differs] for xs in (found, examples))
-        counts["without_difference"] = told.count(False)
+        told = [i for i, pair in enumerate(examples) if all(np.any(example.regions) for example in pair)]
+        counts["without_difference"] = len(examples) - len(told)
+        found, examples = [found[i] for i in told], [examples[i] for i in told]
         if not found:
-            raise ValueError("data.pairs: no pair's traces differ in their tokens; look at the verdicts of their problems.")
+            raise ValueError(
+                "data.pairs: no pair's traces differ in their tokens; look at the verdicts of their problems."
+            )
     sizes = np.array([len(a.tokens) + len(b.tokens) for a, b in examples])
     fits = sizes <= row_tokens
     if not fits.all() and data.overlong == "error":
