@@ -139,8 +139,9 @@ def table(results: dict[str, Any]) -> str:
             continue
         compiled, fast, slow = plan["compiled"], plan["fast"], plan["slow"]
         mesh = ", ".join(f"{axis} {size}" for axis, size in compiled["mesh"].items() if size > 1)
+        about = "~" if found.get("quick") else ""
         lines.append(
-            f"{start} {mesh} | {'~' if found.get('quick') else ''}{compiled['peak_bytes'] / GIB:.1f} ({case.topology.chip.hbm_gib:g}) | "
+            f"{start} {mesh} | {about}{compiled['peak_bytes'] / GIB:.1f} ({case.topology.chip.hbm_gib:g}) | "
             f"{fast['seconds']:.3g} to {slow['seconds']:.3g} | {slow['mfu']:.0%} to {fast['mfu']:.0%} |"
         )
     return "\n".join(lines)
