@@ -120,8 +120,7 @@ def compile_job(job: Job, topology: Topology) -> Compiled:
     )
     lines = [line for line in ran.stdout.splitlines() if line.startswith(ANSWER)]
     if ran.returncode or not lines:
-        last = [line for line in ran.stderr.splitlines() if line.strip()][-1:]
-        why = f"{last[0][:600]}" if last else f"exit code {ran.returncode}"
+        why = reason_of(ran.stderr) or f"exit code {ran.returncode}"
         raise ValueError(f"{topology}: the compiler ended without an answer: {why}")
     answer = json.loads(lines[-1].removeprefix(ANSWER))
     if "refused" in answer:
@@ -130,6 +129,12 @@ def compile_job(job: Job, topology: Topology) -> Compiled:
         found = OutOfMemory(**answer["out_of_memory"])
         raise TooLarge(_too_large(found, job, topology), found)
     return Compiled.of(answer["compiled"])
+
+
+def reason_of(stderr: str) -> str:
+    """The line that says why a compiler died: that of a failed check, which stack traces follow, or else the last."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return next((line for line in lines if "Check failed" in line), lines[-1] if lines else "")[:600]
 
 
 def _too_large(found: OutOfMemory, job: Job, topology: Topology) -> str:

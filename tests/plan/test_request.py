@@ -7,7 +7,7 @@ import pytest
 from jaxdistill.config import build
 from jaxdistill.plan.estimate import FAST, SLOW, estimate, seconds_of
 from jaxdistill.plan.job import Compiled, Traffic
-from jaxdistill.plan.planning import Plan, TooLarge, advice
+from jaxdistill.plan.planning import Plan, TooLarge, advice, reason_of
 from jaxdistill.plan.request import make_job, parse_mesh
 from jaxdistill.plan.search import candidates, search
 from jaxdistill.plan.show import warnings_of
@@ -199,3 +199,10 @@ def test_a_search_ranks_and_does_not_try_what_is_hopeless():
     assert speeds == sorted(speeds)
     assert len(found.failed) == 2
     assert len(search(make_job(config(), topology), topology, 10, limit=3, plan=compiler).plans) == 1
+
+
+def test_a_compiler_that_died_says_why():
+    trace = "W starts\nF1121 offload.cc:316] Check failed: inc < core_count() (1 vs. 1) \n    @ 0x7f Log()\nE Raising signal 6\n"
+    assert reason_of(trace) == "F1121 offload.cc:316] Check failed: inc < core_count() (1 vs. 1) "
+    assert reason_of("Traceback\n\nKeyError: 'x'\n\n") == "KeyError: 'x'"
+    assert reason_of("") == ""
