@@ -202,7 +202,7 @@ def test_a_search_ranks_and_does_not_try_what_is_hopeless():
 
 
 def test_a_compiler_that_died_says_why():
-    trace = "W starts\nF1121 offload.cc:316] Check failed: inc < core_count() (1 vs. 1) \n    @ 0x7f Log()\nE Raising signal 6\n"
-    assert reason_of(trace) == "F1121 offload.cc:316] Check failed: inc < core_count() (1 vs. 1) "
+    check = "F1121 offload.cc:316] Check failed: inc < core_count() (1 vs. 1)"
+    assert reason_of(f"W starts\n{check}\n    @ 0x7f Log()\nE Raising signal 6\n") == check
     assert reason_of("Traceback\n\nKeyError: 'x'\n\n") == "KeyError: 'x'"
     assert reason_of("") == ""
