@@ -37,6 +37,7 @@ TPUS = {
 GPUS = {"h100": ((10, 1), (20, 2), (40, 4), (80, 8)), "h200": ((10, 1), (20, 1), (40, 2), (80, 4))}
 ROWS = (16384, 32768)
 TENSORS = (1, 4, 8)
+CONTEXTS = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,28 @@ def config_of(case: Case, rows: int) -> Any:
     )
 
 
-def meshes(case: Case) -> Iterator[tuple[int, int]]:
-    """(fsdp, tensor), the first choice first; what is left of the devices goes along `data`."""
-    shape, slices = PUBLISHED[case.student][0], case.topology.slices
-    inside = case.topology.devices // slices
+def meshes(case: Case) -> Iterator[dict[str, int]]:
+    """Sizes of the axes, the first choice first; what is left of the devices goes along `data`."""
+    shape, devices, slices = PUBLISHED[case.student][0], case.topology.devices, case.topology.slices
     fitting = [n for n in TENSORS if shape["num_attention_heads"] % n == 0 and shape["num_key_value_heads"] % n == 0]
-    yield from ((inside // tensor, tensor) for tensor in fitting)
+
+    def spread(over: int, tensor: int, context: int = 1) -> dict[str, int]:
+        return {"data": devices // over, "fsdp": over // (tensor * context), "tensor": tensor, "context": context}
+
+    yield from (spread(devices // slices, tensor) for tensor in fitting)
     # between hosts of GPUs parameters may be spread too, where one host cannot hold them
     if slices > 1 and case.topology.chip.platform == "gpu":
-        yield from ((inside * slices // tensor, tensor) for tensor in fitting)
+        yield from (spread(devices, tensor) for tensor in fitting)
+    # rows that are too long for one device
+    yield from (spread(devices // slices, fitting[-1], context) for context in CONTEXTS)
 
 
 def compile_case(case: Case, quick: bool) -> dict[str, Any]:
-    """The first mesh that fits, with one row for every data-parallel device; or why none does."""
+    """The first mesh that fits, with one row for every group of devices that shares rows; or why none does."""
     failed = []
-    for fsdp, tensor in meshes(case):
-        mesh = f"data={case.topology.devices // (fsdp * tensor)},fsdp={fsdp},tensor={tensor}"
-        rows = case.topology.devices // tensor
+    for sizes in meshes(case):
+        mesh = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+        rows = sizes["data"] * sizes["fsdp"]
         try:
             job = make_job(config_of(case, rows), case.topology, mesh=parse_mesh(mesh), quick=quick)
             plan = make_plan(job, case.topology)
