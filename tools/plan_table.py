@@ -5,14 +5,15 @@
     python tools/plan_table.py results.jsonl --print           the table of what is there
 
 Results are kept in a file of JSON lines: the same command goes on after an interruption, and a case that is there
-is not compiled again, unless it was compiled quickly and is now to be compiled in full. Memory of a quick one is marked
-with ~. Each case tries its meshes until one fits. `--only TEXT` takes the cases whose name holds it.
+is not compiled again, unless it was compiled quickly and is now to be compiled in full. Of a quick one the table has the
+memory alone, marked with ~. Each case tries its meshes until one fits. `--only TEXT` takes the cases whose name holds it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -129,28 +130,32 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown, a line a case."""
-    lines = [
-        "| student | tokens a row | devices | mesh | peak GiB (of) | step s | MFU |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for case in cases():
-        found = results.get(case.name)
-        if found is None:
-            continue
-        start = f"| {case.student} | {case.row_tokens:,} | {case.topology} |"
-        plan = found.get("plan")
-        if plan is None:
-            lines.append(f"{start} none fits | {'; '.join(found['failed'])[:120]} | | |")
-            continue
-        compiled, fast, slow = plan["compiled"], plan["fast"], plan["slow"]
-        mesh = ", ".join(f"{axis} {size}" for axis, size in compiled["mesh"].items() if size > 1)
-        about = "~" if found.get("quick") else ""
-        lines.append(
-            f"{start} {mesh} | {about}{compiled['peak_bytes'] / GIB:.1f} ({case.topology.chip.hbm_gib:g}) | "
-            f"{fast['seconds']:.3g} to {slow['seconds']:.3g} | {slow['mfu']:.0%} to {fast['mfu']:.0%} |"
-        )
+    """Markdown: a line a student and row length, a column a kind of accelerator."""
+    kinds = [*TPUS, *GPUS]
+    chips = [next(case.topology.chip for case in cases() if case.topology.generation == kind) for kind in kinds]
+    heads = [f"{kind} ({chip.hbm_gib:g} GiB)" for kind, chip in zip(kinds, chips, strict=True)]
+    lines = [f"| student | {' | '.join(heads)} |", f"|---{'|---' * len(kinds)}|"]
+    for tokens in ROWS:
+        for student in dict.fromkeys(case.student for case in cases()):
+            found = {c.topology.generation: c for c in cases() if (c.student, c.row_tokens) == (student, tokens)}
+            cells = [cell(found[kind], results.get(found[kind].name)) for kind in kinds]
+            lines.append(f"| {student}, {tokens // 1024}k | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def cell(case: Case, found: dict[str, Any] | None) -> str:
+    """Devices and mesh, peak GiB, MFU; what the smallest of the meshes would need, if none fits."""
+    where = f"{case.topology.slices} x 8" if case.topology.slices > 1 else str(case.topology).partition(":")[2]
+    if found is None:
+        return "not compiled"
+    if "plan" not in found:
+        needed = [float(size) for size in re.findall(r": ([\d.]+) GiB$", "\n".join(found["failed"]), re.MULTILINE)]
+        return f"{where}: none fits, at least {min(needed):.0f} GiB" if needed else f"{where}: not compiled"
+    compiled, fast, slow = (found["plan"][part] for part in ("compiled", "fast", "slow"))
+    mesh = " ".join(f"{axis[0]}{size}" for axis, size in compiled["mesh"].items() if size > 1)
+    start = f"{where}, {mesh}: {'~' if found.get('quick') else ''}{compiled['peak_bytes'] / GIB:.1f}"
+    # what a compiler makes with little effort is slow
+    return start if found.get("quick") else f"{start}; {100 * slow['mfu']:.0f} to {fast['mfu']:.0%}"
 
 
 def main() -> int:
