@@ -5,8 +5,9 @@
     python tools/plan_table.py results.jsonl --print           the table of what is there
 
 Results are kept in a file of JSON lines: the same command goes on after an interruption, and a case that is there
-is not compiled again, unless it was compiled quickly and is now to be compiled in full. Of a quick one the table has the
-memory alone, marked with ~. Each case tries its meshes until one fits. `--only TEXT` takes the cases whose name holds it.
+is not compiled again, unless it was compiled quickly and is now to be compiled in full. Of a quick one the table has
+the memory alone, marked with ~. Each case tries its meshes until one fits. `--only TEXT` takes the cases whose name
+holds it.
 """
 
 from __future__ import annotations
