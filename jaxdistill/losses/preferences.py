@@ -117,7 +117,8 @@ class Form:
 
 
 PREFERENCES: dict[str, Form] = {
-    "margin": Form(margin, beta=1.0, gap=1.0, normalize=True),
+    # neither paper has a gap for means over tokens; 1 nat harms (README)
+    "margin": Form(margin, beta=1.0, gap=0.1, normalize=True),
     "dpo": Form(dpo, beta=0.1, gap=0.0, normalize=False, reference=True),
     "orpo": Form(odds_ratio, beta=1.0, gap=0.0, normalize=True),
     "simpo": Form(simpo, beta=2.0, gap=1.0, normalize=True),
