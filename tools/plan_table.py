@@ -102,6 +102,8 @@ def meshes(case: Case) -> Iterator[dict[str, int]]:
         yield from (spread(devices, tensor) for tensor in fitting)
     # rows that are too long for one device
     yield from (spread(devices // slices, fitting[-1], context) for context in CONTEXTS)
+    if slices > 1 and case.topology.chip.platform == "gpu":
+        yield from (spread(devices, 1, context) for context in CONTEXTS)
 
 
 def compile_case(case: Case, quick: bool) -> dict[str, Any]:
