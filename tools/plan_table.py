@@ -92,18 +92,18 @@ def meshes(case: Case) -> Iterator[dict[str, int]]:
     """Sizes of the axes, the first choice first; what is left of the devices goes along `data`."""
     shape, devices, slices = PUBLISHED[case.student][0], case.topology.devices, case.topology.slices
     fitting = [n for n in TENSORS if shape["num_attention_heads"] % n == 0 and shape["num_key_value_heads"] % n == 0]
-
-    def spread(over: int, tensor: int, context: int = 1) -> dict[str, int]:
-        return {"data": devices // over, "fsdp": over // (tensor * context), "tensor": tensor, "context": context}
-
-    yield from (spread(devices // slices, tensor) for tensor in fitting)
+    inside = devices // slices
+    tried = [(inside, tensor, 1) for tensor in fitting]
     # between hosts of GPUs parameters may be spread too, where one host cannot hold them
-    if slices > 1 and case.topology.chip.platform == "gpu":
-        yield from (spread(devices, tensor) for tensor in fitting)
+    between = slices > 1 and case.topology.chip.platform == "gpu"
+    tried += [(devices, tensor, 1) for tensor in fitting] if between else []
     # rows that are too long for one device
-    yield from (spread(devices // slices, fitting[-1], context) for context in CONTEXTS)
-    if slices > 1 and case.topology.chip.platform == "gpu":
-        yield from (spread(devices, 1, context) for context in CONTEXTS)
+    tried += [(inside, fitting[-1], context) for context in CONTEXTS]
+    tried += [(devices, 1, context) for context in CONTEXTS] if between else []
+    for over, tensor, context in tried:
+        if over >= tensor * context:
+            fsdp = over // (tensor * context)
+            yield {"data": devices // over, "fsdp": fsdp, "tensor": tensor, "context": context}
 
 
 def compile_case(case: Case, quick: bool) -> dict[str, Any]:
