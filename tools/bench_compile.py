@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -41,7 +42,8 @@ def main() -> int:
 
 def _child(layers: int, unrolled: int) -> float:
     call = [sys.executable, str(Path(__file__)), "--child", str(layers), str(unrolled)]
-    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, check=True)
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, cwd=ROOT, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
