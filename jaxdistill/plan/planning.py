@@ -142,12 +142,12 @@ def _too_large(found: OutOfMemory, job: Job, topology: Topology) -> str:
     over = f"{(found.needed_bytes - have) / GIB:.2f} GiB too much" if found.needed_bytes else "too much"
     return (
         f"{topology}: does not fit: {found.needed_bytes / GIB:.2f} GiB a device where {have / GIB:.2f} are, {over}; "
-        f"{advice(job)}"
+        f"{advice(job, found.needed_bytes)}"
     )
 
 
-def advice(job: Job) -> str:
-    """What makes a step smaller, the cheapest first."""
+def advice(job: Job, needed_bytes: float) -> str:
+    """What makes a step smaller that needs so much on every device, the cheapest first."""
     ways = []
     train = job.train
     if train["remat"] != "full":
@@ -156,5 +156,7 @@ def advice(job: Job) -> str:
     ways_of_rows = sizes["data"] * sizes["fsdp"]
     if train["batch_rows"] // train["micro_batches"] > ways_of_rows:
         ways.append(f"train.micro_batches: {train['batch_rows'] // ways_of_rows}")
-    ways += ["a larger `tensor` or `context` axis", "shorter rows", "a larger topology"]
+    larger = Topology.of(job.topology, job.slices).with_room(needed_bytes) if needed_bytes else None
+    size = f" (by memory alone {larger})" if larger else ""
+    ways += ["a larger `tensor` or `context` axis", "shorter rows", f"a larger topology{size}"]
     return f"try {', '.join(ways)}, or let --search look."

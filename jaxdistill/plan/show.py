@@ -31,7 +31,7 @@ def show_plan(plan: Plan) -> None:
     parts = {name: size for name, size in found.memory.items() if size}
     say("                " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items()))
     if not plan.fits:
-        say(f"                {advice(plan.job)}")
+        say(f"                {advice(plan.job, found.peak_bytes)}")
     _show_flops(plan)
     _show_traffic(plan)
     if plan.fast and plan.slow:

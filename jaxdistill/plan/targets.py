@@ -151,6 +151,18 @@ class Topology:
             raise ValueError(f"--slices {slices}: set at least 1.")
         return cls(generation, tuple(int(n) for n in shape.split("x")), slices)
 
+    def with_room(self, needed_bytes: float) -> Topology | None:
+        """The smallest one of these chips that in all has the memory that a program needs on every device of this one.
+
+        None if no published shape does; of GPUs it is a number of hosts. What every device holds whole does not shrink
+        with their number, so this is a lower bound.
+        """
+        devices = self.devices * needed_bytes / (self.chip.hbm_gib * GIB)
+        if self.chip.platform == "gpu":
+            return dataclasses.replace(self, slices=math.ceil(devices / math.prod(self.shape)))
+        known = (Topology.of(f"{self.generation}:{shape}", self.slices) for shape in self.chip.shapes)
+        return min((t for t in known if t.devices >= devices), key=lambda t: t.devices, default=None)
+
 
 def _possible(chip: Chip, shape: str) -> bool:
     """Published shapes, and three-dimensional ones of whole 4 x 4 x 4 cubes; the compiler has the last word."""

@@ -101,9 +101,9 @@ def test_out_of_memory_is_read_from_what_the_compiler_says(text, needed, availab
 def test_what_does_not_fit_is_told_what_would_help():
     topology = Topology.of("v5e:2x2")
     job = make_job(config(batch_rows=64, remat="none"), topology)
-    assert advice(job).startswith("try train.remat: full, train.micro_batches: 16, a larger `tensor`")
+    assert advice(job, 2e9).startswith("try train.remat: full, train.micro_batches: 16, a larger `tensor`")
     job = make_job(config(batch_rows=64, remat="full", micro_batches=32), topology, mesh={"fsdp": 2, "tensor": 2})
-    assert advice(job).startswith("try a larger `tensor`")
+    assert advice(job, 2e9).startswith("try a larger `tensor`")
 
 
 def test_memory_is_split_without_losing_a_byte():
@@ -206,3 +206,16 @@ def test_a_compiler_that_died_says_why():
     assert reason_of(f"W starts\n{check}\n    @ 0x7f Log()\nE Raising signal 6\n") == check
     assert reason_of("Traceback\n\nKeyError: 'x'\n\n") == "KeyError: 'x'"
     assert reason_of("") == ""
+
+
+def test_a_topology_with_room_is_named():
+    def room(name: str, gib: float, slices: int = 1) -> str:
+        return str(Topology.of(name, slices).with_room(gib * GIB))
+
+    assert room("v5e:4x4", 16) == "v5e:4x8"
+    assert room("v5e:2x2", 263.2) == "v5e:8x16"
+    assert room("v5p:2x2x1", 96, slices=2) == "2 x v5p:2x2x2"
+    assert room("tpu7x:2x2x1", 95) == "tpu7x:2x2x2"
+    assert room("v5e:16x16", 16) == "None"
+    assert room("h100:8", 150, slices=2) == "4 x h100:8"
+    assert "a larger topology (by memory alone v5e:4x8)" in advice(make_job(config(), Topology.of("v5e:4x4")), 17e9)
