@@ -185,19 +185,22 @@ def _run_local(
         by_hidden = found["hidden"] if layout is None else jax.lax.psum(found["hidden"], layout.columns)
         found["hidden"] = by_hidden.reshape(*hidden.shape[:-1], E).astype(hidden.dtype)
     if "projection" in found:
-        by_weights = found["projection"] if layout is None else _spread(found["projection"], layout, lead, projection)
+        by_weights = found["projection"] if layout is None else _spread(found["projection"], layout, lead)
         found["projection"] = by_weights.astype(projection.dtype)
     return sums, found
 
 
-def _spread(by_weights: jax.Array, layout: Layout, lead: int, projection: jax.Array) -> jax.Array:
+def _spread(by_weights: jax.Array, layout: Layout, lead: int) -> jax.Array:
     """The projection's gradient [W, E], summed over the devices' tokens, as the projection itself lies on them."""
     axes = layout.token_axes(lead)
-    by_weights = jax.lax.psum(by_weights, tuple(a for a in axes if a != layout.embed))
-    if layout.embed in axes:
-        return jax.lax.psum_scatter(by_weights, layout.embed, scatter_dimension=1, tiled=True)
-    size = projection.shape[1]
-    return jax.lax.dynamic_slice_in_dim(by_weights, jax.lax.axis_index(layout.embed) * size, size, 1)
+    by_weights = jax.lax.psum(by_weights, tuple(a for a in axes if a not in layout.embed))
+    for axis in layout.embed:
+        if axis in axes:
+            by_weights = jax.lax.psum_scatter(by_weights, axis, scatter_dimension=1, tiled=True)
+        else:  # its devices have seen the same tokens
+            size = by_weights.shape[1] // layout.mesh.shape[axis]
+            by_weights = jax.lax.dynamic_slice_in_dim(by_weights, jax.lax.axis_index(axis) * size, size, 1)
+    return by_weights
 
 
 def _whole_width(projection: jax.Array, plan: Plan) -> jax.Array:

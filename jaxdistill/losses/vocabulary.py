@@ -26,14 +26,14 @@ class Layout:
       rows: axes that split B (or N); every device compacts the trained tokens of its own rows.
       positions: the axis that splits T.
       columns: the axis that splits V: it is never gathered; log-sum-exps are summed over it.
-      embed: the axis that splits the projection's E: it is gathered, as FSDP does with every weight.
+      embed: axes that split the projection's E, the outer one first: it is gathered, as FSDP does with every weight.
     """
 
     mesh: Mesh
     rows: tuple[str, ...] = ("data", "fsdp")
     positions: str = "context"
     columns: str = "tensor"
-    embed: str = "fsdp"
+    embed: tuple[str, ...] = ("fsdp", "context")
 
     @classmethod
     def of(cls, mesh: Mesh | None) -> Layout | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     # parameters
     "layers": None,
     "vocab": "tensor",
-    "embed": "fsdp",
+    # over `context` too, whose devices would all hold the same otherwise; both are gathered where a weight is used
+    "embed": ("fsdp", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -105,13 +107,12 @@ def sharding(
     """
     spec = PartitionSpec(*(rules[a] if a else None for a in axes))
     for size, axis, target in zip(shape or (), axes, spec, strict=bool(shape)):
-        ways = 1
-        for mesh_axis in (target,) if isinstance(target, str) else target or ():
-            ways *= mesh.shape[mesh_axis]
-        if size % ways:
+        over = {a: mesh.shape[a] for a in ((target,) if isinstance(target, str) else target or ()) if mesh.shape[a] > 1}
+        if size % math.prod(over.values()):
+            written = ", ".join(f"{a}={n}" for a, n in over.items())
             raise ValueError(
-                f"{name}: axis {axis} of size {size} does not divide over {target}={ways} devices; "
-                "choose a mesh that divides it."
+                f"{name}: axis {axis} of size {size} does not divide over {written} devices; choose a mesh that "
+                "divides it."
             )
     return NamedSharding(mesh, spec)
 

@@ -80,7 +80,7 @@ def on_one_device():
 
 def placed(mesh, columns=V):
     hiddens, projections, *_ = case()
-    specs = PartitionSpec(("data", "fsdp"), "context", None), PartitionSpec("tensor", "fsdp")
+    specs = PartitionSpec(("data", "fsdp"), "context", None), PartitionSpec("tensor", ("fsdp", "context"))
     return [jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip((hiddens[0], projections[0]), specs, strict=True)]
 
 
@@ -139,3 +139,18 @@ def test_the_layout_is_that_of_the_sharding_rules():
     layout = Layout(make_mesh({"fsdp": 8}))
     want = (RULES["batch"], RULES["sequence"], RULES["vocab"], RULES["embed"])
     assert (layout.rows, layout.positions, layout.columns, layout.embed) == want
+
+
+def test_tokens_in_one_line_have_the_gradient_of_one_device():
+    """Their devices along `context` see the same tokens, and each keeps its part of the projection's gradient."""
+    hiddens, projections, targets, weights, *_ = case()
+
+    def loss(h, w, layout):
+        flat = jnp.reshape(h, (-1, E)), jnp.reshape(targets, -1), jnp.reshape(weights, -1)
+        return chunked_cross_entropy(flat[0], w, *flat[1:], chunk=4, layout=layout)[0]
+
+    given = jnp.asarray(hiddens[0]), jnp.asarray(projections[0])
+    want = jax.value_and_grad(loss, argnums=(0, 1))(*given, None)
+    layout = Layout(make_mesh({"fsdp": 2, "context": 2, "tensor": 2}))
+    found = jax.jit(jax.value_and_grad(lambda h, w: loss(h, w, layout), argnums=(0, 1)))(*given)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, want)
