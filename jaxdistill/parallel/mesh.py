@@ -107,14 +107,19 @@ def sharding(
     """
     spec = PartitionSpec(*(rules[a] if a else None for a in axes))
     for size, axis, target in zip(shape or (), axes, spec, strict=bool(shape)):
-        over = {a: mesh.shape[a] for a in ((target,) if isinstance(target, str) else target or ()) if mesh.shape[a] > 1}
-        if size % math.prod(over.values()):
-            written = ", ".join(f"{a}={n}" for a, n in over.items())
+        if size % ways(mesh, target):
+            over = (target,) if isinstance(target, str) else target or ()
+            written = ", ".join(f"{a}={mesh.shape[a]}" for a in over if mesh.shape[a] > 1)
             raise ValueError(
                 f"{name}: axis {axis} of size {size} does not divide over {written} devices; choose a mesh that "
                 "divides it."
             )
     return NamedSharding(mesh, spec)
+
+
+def ways(mesh: Mesh, target: str | tuple[str, ...] | None) -> int:
+    """Into how many parts an entry of a PartitionSpec splits an axis."""
+    return math.prod(mesh.shape[axis] for axis in ((target,) if isinstance(target, str) else target or ()))
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...], mesh: Mesh | None) -> jax.Array:

@@ -149,9 +149,8 @@ def _held(params: Any, shardings: Any, dtype: str) -> Any:
 
 def _fitting(x: Any, like: NamedSharding) -> NamedSharding:
     """A matrix's sharding for an array that comes with it: axes that are too short stay whole, as those of scales."""
-    axes = [
-        axis if x.shape[i] % like.mesh.shape.get(axis, 1) == 0 else None for i, axis in enumerate(like.spec[: x.ndim])
-    ]
+    spec: list[Any] = list(like.spec[: x.ndim])
+    axes = [target if x.shape[i] % meshes.ways(like.mesh, target) == 0 else None for i, target in enumerate(spec)]
     return NamedSharding(like.mesh, PartitionSpec(*axes))
 
 

@@ -152,5 +152,5 @@ def _over_mesh(compute, mesh, q, k, v, segment_ids):
 def _axes(name: str, size: int, mesh: Mesh) -> Any:
     """The mesh axes that a logical axis of this size is split over; None if they do not divide it, or are of size 1."""
     axes = meshes.RULES[name]
-    ways = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+    ways = meshes.ways(mesh, axes)
     return axes if ways > 1 and size % ways == 0 else None
