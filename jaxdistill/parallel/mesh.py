@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
@@ -117,7 +117,7 @@ def sharding(
     return NamedSharding(mesh, spec)
 
 
-def ways(mesh: Mesh, target: str | tuple[str, ...] | None) -> int:
+def ways(mesh: Mesh | AbstractMesh, target: str | tuple[str, ...] | None) -> int:
     """Into how many parts an entry of a PartitionSpec splits an axis."""
     return math.prod(mesh.shape[axis] for axis in ((target,) if isinstance(target, str) else target or ()))
 
