@@ -72,7 +72,8 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
     options: dict[str, Any] | None = {"exec_time_optimization_effort": EFFORT} if job.quick else None
     if options and topology.generation == "tpu7x":
         # with little effort libtpu 0.0.42 dies of a check in this: "std::abs(inc) < core_count() (1 vs. 1)"
-        options["xla_tpu_enable_sparse_core_collective_offload_all_reduce"] = False
+        for name in ("all_reduce", "reduce_scatter", "all_gather"):
+            options[f"xla_tpu_enable_sparse_core_collective_offload_{name}"] = False
     compiled = lowered.compile(compiler_options=options)
     seconds = time.monotonic() - begun
     text, memory = compiled.as_text(), compiled.memory_analysis()
