@@ -5,9 +5,9 @@
     python tools/plan_table.py results.jsonl --print           the table of what is there
 
 Results are kept in a file of JSON lines: the same command goes on after an interruption, and a case that is there
-is not compiled again, unless it was compiled quickly and is now to be compiled in full. Of a quick one the table has
-the memory alone, marked with ~. Each case tries its meshes until one fits. `--only TEXT` takes the cases whose name
-holds it.
+is not compiled again, unless it was compiled quickly and is now to be compiled in full. What was compiled quickly is
+marked with ~: its memory is a few per cent off, and its time is that of the data sheet's rates, as for GPUs. Each case
+tries its meshes until one fits. `--only TEXT` takes the cases whose name holds it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from typing import Any
 
 from jaxdistill.config import build
 from jaxdistill.models.published import PUBLISHED, QWEN3, R1_DISTILL
+from jaxdistill.plan.estimate import FAST, SLOW, estimate
+from jaxdistill.plan.job import Compiled
 from jaxdistill.plan.planning import TooLarge, make_plan
 from jaxdistill.plan.request import make_job, parse_mesh
 from jaxdistill.plan.targets import GIB, Topology
@@ -154,11 +156,15 @@ def cell(case: Case, found: dict[str, Any] | None) -> str:
     if "plan" not in found:
         needed = [float(size) for size in re.findall(r": ([\d.]+) GiB$", "\n".join(found["failed"]), re.MULTILINE)]
         return f"{where}: none fits, at least {min(needed):.0f} GiB" if needed else f"{where}: not compiled"
-    compiled, fast, slow = (found["plan"][part] for part in ("compiled", "fast", "slow"))
-    mesh = " ".join(f"{axis[0]}{size}" for axis, size in compiled["mesh"].items() if size > 1)
-    start = f"{where}, {mesh}: {'~' if found.get('quick') else ''}{compiled['peak_bytes'] / GIB:.1f}"
-    # what a compiler makes with little effort is slow
-    return start if found.get("quick") else f"{start}; {100 * slow['mfu']:.0f} to {fast['mfu']:.0%}"
+    plan, quick = found["plan"], bool(found.get("quick"))
+    compiled = Compiled.of(plan["compiled"])
+    mesh = " ".join(f"{axis[0]}{size}" for axis, size in compiled.mesh.items() if size > 1)
+    mfu = []
+    for name, assumptions in (("slow", SLOW), ("fast", FAST)):
+        seconds = estimate(compiled, case.topology, assumptions, quick=quick).seconds
+        mfu.append(100 * plan[name]["mfu"] * plan[name]["seconds"] / seconds)
+    start = f"{where}, {mesh}: {'~' if quick else ''}{compiled.peak_bytes / GIB:.1f}"
+    return f"{start}; {'~' if quick else ''}{mfu[0]:.0f} to {mfu[1]:.0f}%"
 
 
 def main() -> int:

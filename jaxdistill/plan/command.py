@@ -89,7 +89,7 @@ def keep(run: RunDir, plans: Sequence[Plan]) -> None:
         "topology": str(topology),
         "columns": [*COLUMNS[:-1], "fits"],
         "rows": [[*row_of(plan)[:-1], "yes" if plan.fits else "no"] for plan in plans],
-        "assumptions": said(topology),
+        "assumptions": said(topology, quick=plans[0].job.quick),
     }
     run.plans.mkdir(parents=True, exist_ok=True)
     write_json(run.plans / f"{topology.slices}x{topology.name.replace(':', '-')}.json", table)

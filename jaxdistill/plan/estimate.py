@@ -18,7 +18,7 @@ class Assumptions:
     cycles: float
     """Seconds of other work for each second that the compiler counts (TPUs)."""
     matrix: float
-    """Of the peak, for matrix products where the compiler counts no cycles (GPUs)."""
+    """Of the peak, for matrix products where the compiler counts no cycles (GPUs), or those of slow code (`quick`)."""
     kernels: float
     """Of the peak, for attention kernels."""
     links: float
@@ -45,12 +45,17 @@ class Estimate:
         return self.compute + self.kernels + self.exposed
 
 
-def estimate(found: Compiled, topology: Topology, given: Assumptions) -> Estimate:
-    """Seconds of a step on devices of this topology; meaningless for CPUs."""
+def estimate(found: Compiled, topology: Topology, given: Assumptions, *, quick: bool = False) -> Estimate:
+    """Seconds of a step on devices of this topology; meaningless for CPUs.
+
+    Args:
+      quick: it was compiled with little effort. Such code is several times slower than what runs in the end, so its
+        cycles are not looked at.
+    """
     chip = topology.chip
     peak = chip.tflops * 1e12
     compute = found.flops / (peak * given.matrix)
-    if found.cycles and chip.clock_ghz:
+    if found.cycles and chip.clock_ghz and not quick:
         # never faster than the peak, whatever the compiler counts
         compute = max(found.cycles * given.cycles / (chip.clock_ghz * 1e9), found.flops / peak)
     kernels = sum(found.kernel_flops.values()) / (peak * given.kernels)
@@ -71,14 +76,14 @@ def seconds_of(traffic: Traffic, topology: Topology) -> float:
     return traffic.bytes / (bandwidth * 1e9) if bandwidth else 0.0
 
 
-def said(topology: Topology) -> list[str]:
+def said(topology: Topology, *, quick: bool = False) -> list[str]:
     """The assumptions behind a range, for people."""
     chip, (f, s) = topology.chip, (FAST, SLOW)
     if not chip.tflops:
         return ["no step time is estimated for CPUs"]
     work = (
         f"the compiler's cycle counts at {chip.clock_ghz:g} GHz, times {f.cycles:g} to {s.cycles:g}"
-        if chip.clock_ghz
+        if chip.clock_ghz and not quick
         else f"matrix products at {f.matrix:.0%} to {s.matrix:.0%} of {chip.tflops:g} TFLOP/s"
     )
     inside = "both ways along each ring of the torus" if chip.platform == "tpu" else "NVLink, one way"

@@ -70,7 +70,7 @@ class Plan:
             "steps": self.steps,
             "quick": self.job.quick,
             "compiled": dataclasses.asdict(self.found),
-            "assumptions": said(self.topology),
+            "assumptions": said(self.topology, quick=self.job.quick),
         }
         for name, of in (("fast", self.fast), ("slow", self.slow)):
             if of is not None:
@@ -97,8 +97,8 @@ def make_plan(job: Job, topology: Topology, steps: int | None = None) -> Plan:
         topology=topology,
         job=job,
         found=found,
-        fast=estimate(found, topology, FAST) if timed else None,
-        slow=estimate(found, topology, SLOW) if timed else None,
+        fast=estimate(found, topology, FAST, quick=job.quick) if timed else None,
+        slow=estimate(found, topology, SLOW, quick=job.quick) if timed else None,
         steps=steps,
     )
 

@@ -53,7 +53,7 @@ def show_plan(plan: Plan) -> None:
             say("  run           how many steps there are is known once the rows are packed (`prepare`), or by --steps")
     for warning in warnings_of(plan):
         say(f"  WARNING: {warning}")
-    say("  assumed: " + "; ".join(said(plan.topology)) + ".")
+    say("  assumed: " + "; ".join(said(plan.topology, quick=plan.job.quick)) + ".")
 
 
 def _show_flops(plan: Plan) -> None:

@@ -141,6 +141,8 @@ def test_asynchronous_communication_hides_and_synchronous_does_not():
     waited = estimate(compiled(traffic=[traffic(bytes=1e9, asynchronous=False)]), v5p, FAST)
     assert alone.seconds == hidden.seconds < waited.seconds
     assert alone.compute == pytest.approx(1e9 / 1.75e9)
+    # code that was made with little effort is slow, and its cycles say nothing
+    assert estimate(compiled(cycles=9e12), v5p, FAST, quick=True).compute == pytest.approx(1e14 / (0.75 * 459e12))
     # a compiler that counts too few cycles does not beat the peak
     assert estimate(compiled(cycles=1.0), v5p, FAST).compute == pytest.approx(1e14 / 459e12)
     for network in ("ICI", "DCN"):
