@@ -6,8 +6,8 @@
 
 Results are kept in a file of JSON lines: the same command goes on after an interruption, and a case that is there
 is not compiled again, unless it was compiled quickly and is now to be compiled in full. What was compiled quickly is
-marked with ~: its memory is up to a tenth too low, and its time is that of the data sheet's rates, as for GPUs. Each case
-tries its meshes until one fits. `--only TEXT` takes the cases whose name holds it.
+marked with ~: its memory is up to a tenth too low, and its time is that of the data sheet's rates, as for GPUs. Each
+case tries its meshes until one fits. `--only TEXT` takes the cases whose name holds it.
 """
 
 from __future__ import annotations
