@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import hypothesis
@@ -29,10 +28,6 @@ XLA = [
 ]
 os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *XLA])
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of the tests' time is compiling
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # child processes, pytest-xdist's workers too, share one
-    cache = tempfile.TemporaryDirectory(prefix="jaxdistill-tests-", ignore_cleanup_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["MPLBACKEND"] = "agg"
 
 # these hold for child processes too

@@ -24,6 +24,8 @@ from jaxdistill.plan.targets import Topology
 MIB = 2**20
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "head_dim": 32}
 WIDE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "head_dim": 64}
+DEEP = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "head_dim": 64, "num_attention_heads": 8,
+        "num_key_value_heads": 4}  # fmt: skip
 CASES: dict[str, tuple[str, int, dict[str, int], dict[str, Any]]] = {
     "fsdp 4, tensor 2, two parts, remat": (
         "fsdp=4,tensor=2", 1536, SMALL, {"batch_rows": 8, "micro_batches": 2, "remat": "full"},
@@ -33,6 +35,10 @@ CASES: dict[str, tuple[str, int, dict[str, int], dict[str, Any]]] = {
     "fsdp 2, tensor 2, context 2, wide": ("fsdp=2,tensor=2,context=2", 1024, WIDE, {"batch_rows": 4, "remat": "full"}),
     "fsdp 8, wide, bf16": (
         "fsdp=8", 1024, WIDE, {"batch_rows": 16, "micro_batches": 2, "remat": "full", "compute_dtype": "bfloat16"},
+    ),
+    "fsdp 8, deep, no remat": ("fsdp=8", 512, DEEP, {"batch_rows": 16, "remat": "none"}),
+    "fsdp 4, tensor 2, deep, long rows": (
+        "fsdp=4,tensor=2", 2048, DEEP, {"batch_rows": 8, "micro_batches": 2, "remat": "full"},
     ),
 }  # fmt: skip
 
@@ -49,8 +55,8 @@ def job_of(name: str) -> Any:
             "student": {
                 "tokenizer": "train",
                 "tokenizer_vocab": 8192,
-                "architecture": shape
-                | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048},
+                "architecture": {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+                | shape,
             },
             "train": {"steps": 5, "optimizer": {"learning_rate": 1e-3}} | train,
         }

@@ -221,8 +221,7 @@ def first_step(example: Example, other: Example) -> Example:
         # the line of the token's last character: one that starts with the break before a line belongs to that line
         last = begins[first + 1] - 1 if first + 1 < len(begins) else len(example.written)
         end = example.written.find("\n", last)
-        kept = first + 1 if end < 0 else max(first + 1, int(np.searchsorted(begins, end, side="right")))
-        kept = len(tokens) if end < 0 else kept
+        kept = len(tokens) if end < 0 else max(first + 1, int(np.searchsorted(begins, end, side="right")))
         prompt = len(example.tokens) - len(tokens)
         regions[prompt + first : prompt + kept] = np.asarray(example.regions)[prompt + first : prompt + kept]
     return dataclasses.replace(example, regions=regions)

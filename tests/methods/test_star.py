@@ -1,6 +1,5 @@
 """STaR: rounds as folders of their own, which go on wherever they were stopped."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -18,9 +17,8 @@ from jaxdistill.config import StarConfig, build, load, to_dict
 from jaxdistill.hub import demo_teacher
 from jaxdistill.methods.star import Round, attempt_config, best_of, on_plateau, star, train_config
 from jaxdistill.records import RunDir, Verdict, read_manifest, read_records
-from tests.helpers import TINY, tiny_config
+from tests.helpers import TINY, load_tool, tiny_config
 
-TOOL = Path(__file__).parents[2] / "tools" / "kill_test_star.py"
 SECTIONS = {
     "problems": {"source": "demo", "count": 8, "seed": 3},
     "traces": {"engine": "jax", "teacher": "demo", "max_tokens": 72, "temperature": 1.6, "batch": 8},
@@ -88,11 +86,7 @@ class Stopped(BaseException):
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("kill_test_star", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("kill_test_star")
 
 
 @pytest.mark.slow

@@ -1,23 +1,17 @@
 """tools/bench_losses.py: its rows do the same work, and a missed target is seen."""
 
 import argparse
-import importlib.util
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "bench_losses.py"
+from tests.helpers import load_tool
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_losses", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("bench_losses")
 
 
 SMALL = argparse.Namespace(tokens=32, hidden=8, vocabulary=50, chunk=8, repeat=1, only=None, peers=None)

@@ -1,14 +1,11 @@
 """tools/bench_verify_code.py runs and prints a rate for every kind of tests."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
 from jaxdistill.verify.code import Sandbox
-
-TOOL = Path(__file__).parents[2] / "tools" / "bench_verify_code.py"
+from tests.helpers import load_tool
 
 
 def test_every_kind_has_a_rate(capsys):
@@ -17,10 +14,7 @@ def test_every_kind_has_a_rate(capsys):
             pass
     except ValueError as error:
         pytest.skip(str(error))
-    spec = importlib.util.spec_from_file_location("bench_verify_code", TOOL)
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool("bench_verify_code")
     assert tool.main(["--seconds", "0.1", "--workers", "1"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("isolation ")

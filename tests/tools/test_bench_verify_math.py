@@ -1,6 +1,5 @@
 """tools/bench_verify_math.py: its reports on few examples, and hostile answers that stay bounded."""
 
-import importlib.util
 import json
 import random
 import sys
@@ -10,17 +9,14 @@ import pytest
 
 from jaxdistill.verify import MathPool, check_math
 from jaxdistill.verify.pool import GAVE_UP
+from tests.helpers import load_tool
 
 TOOL = Path(__file__).parents[2] / "tools" / "bench_verify_math.py"
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_verify_math", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("bench_verify_math")
 
 
 def test_every_hostile_answer_is_bounded_and_none_is_correct(bench):

@@ -3,24 +3,16 @@
 It is the way of stored distributions from end to end: captured in JAX, packed, and learned from.
 """
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.helpers import TINY, tiny_config
-
-TOOL = Path(__file__).parents[2] / "tools" / "compare_kd.py"
+from tests.helpers import TINY, load_tool, tiny_config
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("compare_kd", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("compare_kd")
 
 
 def test_a_student_learns_from_stored_distributions_and_is_measured(tool, tmp_path, monkeypatch, capsys):

@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 
 from jaxdistill.config import load, with_baseline
 from jaxdistill.records import RunDir, Score, write_manifest, write_records
+from tests.helpers import load_tool
 
 TOOL = Path(__file__).parents[2] / "tools" / "compare_methods.py"
 CONFIG = TOOL.parents[1] / "configs" / "quickstart_methods.yaml"
@@ -17,13 +16,7 @@ CONFIG = TOOL.parents[1] / "configs" / "quickstart_methods.yaml"
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("compare_methods", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return load_tool("compare_methods")
 
 
 def test_every_method_of_the_recipe_has_one_budget_and_the_same_traces(tool):

@@ -1,12 +1,12 @@
 """tools/kill_collector.py in short, with a server that has no model; and it notices when something is wrong."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
 from jaxdistill.records import RunDir, Trace, read_records, write_records
+from tests.helpers import load_tool
 
 ROOT = Path(__file__).parents[2]
 FAKE = f"{{python}} {ROOT / 'tests' / 'traces' / 'fake_server.py'} {{port}} 0.2"
@@ -14,11 +14,7 @@ FAKE = f"{{python}} {ROOT / 'tests' / 'traces' / 'fake_server.py'} {{port}} 0.2"
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("kill_collector", ROOT / "tools" / "kill_collector.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("kill_collector")
 
 
 @pytest.mark.slow

@@ -1,24 +1,17 @@
 """tools/memory.py runs, measures, and fails when a ratio is too large."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import jax
 import pytest
 
 from jaxdistill.models import load_hf, params_of
-
-TOOL = Path(__file__).parents[2] / "tools" / "memory.py"
+from tests.helpers import load_tool
 
 
 @pytest.fixture(scope="module")
 def memory():
-    spec = importlib.util.spec_from_file_location("memory", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("memory")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")

@@ -1,20 +1,15 @@
 """tools/memory_traces.py runs, measures, and fails when memory grows by more than its limit."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "memory_traces.py"
+from tests.helpers import load_tool
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_few_and_many_samples_are_collected_and_measured(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("memory_traces", TOOL)
-    assert spec is not None and spec.loader is not None
-    memory = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(memory)
+    memory = load_tool("memory_traces")
     name = "the same with top-4 logprobs"
     monkeypatch.setattr(memory, "CASES", {name: memory.CASES[name]})
     with memory.running_server() as url:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import os
 import pickle
@@ -20,6 +19,7 @@ from jaxdistill.traces.problems import load_problems
 from jaxdistill.verify.code import Limits, Sandbox, check_code, extract_code, seccomp
 from jaxdistill.verify.code.output import same_output
 from jaxdistill.verify.stage import verify
+from tests.helpers import load_tool
 from tests.verify.test_verify_stage import make_config, problem, trace, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -323,11 +323,7 @@ def test_a_machine_without_a_table_is_named():
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("check_humaneval", ROOT / "tools" / "check_humaneval.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("check_humaneval")
 
 
 needs_data = pytest.mark.skipif(
