@@ -55,10 +55,10 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--row-tokens", type=int, default=512)
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each contender (%(default)s)")
-    parser.add_argument("--micro-batches", type=int, default=1, help="parts of a step, ours and TRL's (%(default)s)")
+    parser.add_argument("--micro-batches", type=int, help="parts of a step, ours and TRL's; each its default if absent")
     parser.add_argument("--child", nargs=2, metavar=("NAME", "DTYPE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if not arguments.child and arguments.micro_batches > 1 and "tunix" in arguments.only:
+    if not arguments.child and arguments.micro_batches and "tunix" in arguments.only:
         parser.error("Tunix is not measured in parts of a step; leave it out: --only ours trl.")
     if arguments.child:
         name, dtype = arguments.child
@@ -143,9 +143,10 @@ def child(name: str, dtype: str, arguments: argparse.Namespace) -> dict[str, Any
     call = [python, str(Path(__file__).resolve()), "--child", name, dtype, "--work", str(arguments.work.resolve())]
     from jaxdistill.cli import MEMORY
 
+    parts = ["--micro-batches", str(arguments.micro_batches)] if arguments.micro_batches else []
     environment = MEMORY | os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
     done = subprocess.run(
-        [*call, "--steps", str(arguments.steps), "--micro-batches", str(arguments.micro_batches)],
+        [*call, "--steps", str(arguments.steps), *parts],
         capture_output=True,
         text=True,
         env=environment,
@@ -177,7 +178,7 @@ def examples(work: Path) -> list[tuple[Any, Any]]:
     return [found[i] for i in order]
 
 
-def run_ours(work: Path, dtype: str, steps: int, micro_batches: int) -> dict[str, Any]:
+def run_ours(work: Path, dtype: str, steps: int, micro_batches: int | None) -> dict[str, Any]:
     import shutil
 
     sys.path.insert(0, str(ROOT))
@@ -192,7 +193,7 @@ def run_ours(work: Path, dtype: str, steps: int, micro_batches: int) -> dict[str
         [
             f"train.steps={WARMUP + steps}",
             f"train.compute_dtype={dtype}",
-            f"train.micro_batches={micro_batches}",
+            f"train.micro_batches={micro_batches or 'null'}",
             "train.log_every=1",
         ],
     )
@@ -205,7 +206,7 @@ def run_ours(work: Path, dtype: str, steps: int, micro_batches: int) -> dict[str
     return report(tokens, positions, seconds, steps, [line["loss"] for line in lines])
 
 
-def run_trl(work: Path, dtype: str, steps: int, micro_batches: int) -> dict[str, Any]:
+def run_trl(work: Path, dtype: str, steps: int, micro_batches: int | None) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
@@ -217,8 +218,8 @@ def run_trl(work: Path, dtype: str, steps: int, micro_batches: int) -> dict[str,
     rows = [{"input_ids": t.tolist(), "completion_mask": m.astype(int).tolist()} for t, m in examples(work)]
     settings = SFTConfig(
         output_dir=str(work / "trl"),
-        per_device_train_batch_size=BATCH // micro_batches,
-        gradient_accumulation_steps=micro_batches,
+        per_device_train_batch_size=BATCH // (micro_batches or 1),
+        gradient_accumulation_steps=micro_batches or 1,
         max_steps=WARMUP + steps,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",

@@ -58,7 +58,7 @@ def job_of(name: str) -> Any:
                 "architecture": {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
                 | shape,
             },
-            "train": {"steps": 5, "optimizer": {"learning_rate": 1e-3}} | train,
+            "train": {"steps": 5, "micro_batches": 1, "optimizer": {"learning_rate": 1e-3}} | train,
         }
     )
     return make_job(config, Topology.of("cpu:8"), mesh=parse_mesh(mesh))

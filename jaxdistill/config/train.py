@@ -166,8 +166,9 @@ class TrainConfig:
     """Rows in one optimizer step, over all devices and micro-batches."""
     epochs: float | None = None
     steps: int | None = None
-    micro_batches: int = 1
-    """A step's rows are taken in this many parts, whose sums are added before the one division."""
+    micro_batches: int | None = None
+    """A step's rows are taken in this many parts, whose sums are added before the one division; if absent, in one, and
+    on CPUs in parts that stay near the caches (`train.parts`)."""
     optimizer: OptimizerConfig
     contrastive: ContrastiveConfig | None = None
     distill: DistillConfig | None = None
@@ -205,7 +206,7 @@ class TrainConfig:
 
     def __post_init__(self):
         require((self.epochs is None) != (self.steps is None), "train needs exactly one of `epochs` and `steps`.")
-        for name in ("batch_rows", "micro_batches", "checkpoint_every", "keep_checkpoints", "log_every", "max_skipped"):
+        for name in ("batch_rows", "checkpoint_every", "keep_checkpoints", "log_every", "max_skipped"):
             require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; set at least 1.")
         require(self.spike is None or self.spike > 1, f"train.spike is {self.spike}; set a factor above 1.")
         require(
@@ -217,7 +218,11 @@ class TrainConfig:
             "train.keep_best goes by the evaluation loss; set `train.evaluate: {every: N, rows: M}`.",
         )
         require(
-            self.batch_rows % self.micro_batches == 0,
+            self.micro_batches is None or self.micro_batches >= 1,
+            f"train.micro_batches is {self.micro_batches}; set at least 1, or leave it out.",
+        )
+        require(
+            self.batch_rows % (self.micro_batches or 1) == 0,
             f"train.batch_rows={self.batch_rows} is not a multiple of train.micro_batches={self.micro_batches}.",
         )
         self._check_teacher()

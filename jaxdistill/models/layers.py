@@ -96,8 +96,17 @@ def softcap(logits: jax.Array, cap: float | None) -> jax.Array:
 
 def rope_tables(positions_BT: jax.Array, frequencies: np.ndarray, scale: float) -> tuple[jax.Array, jax.Array]:
     """cos and sin of the rotary angles, each times `scale`, fp32 [B, T, 1, D / 2]."""
-    angles = positions_BT.astype(jnp.float32)[..., None, None] * frequencies[None, None, None, :]
-    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+    def tables(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        angles = positions.astype(jnp.float32)[..., None, None] * last_axis(
+            jnp.asarray(frequencies), positions.ndim + 2
+        )
+        return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+    if jax.device_count() > 1:
+        return tables(positions_BT)
+    # XLA for CPUs would compute the sines again in every layer and for every head; what a loop gives it has to keep
+    return jax.lax.platform_dependent(positions_BT, cpu=lambda p: jax.lax.map(tables, p), default=tables)
 
 
 def apply_rope(x_BTHD: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from jaxdistill.config import RunConfig, to_dict
 from jaxdistill.plan.job import Job
 from jaxdistill.plan.targets import Topology
 from jaxdistill.records import RunDir, read_manifest
+from jaxdistill.train.parts import micro_batches_of
 
 AXES = ("data", "fsdp", "tensor", "context")
 
@@ -64,12 +66,18 @@ def make_job(
     for key, value in (("batch_rows", batch_rows), ("micro_batches", micro_batches), ("remat", remat)):
         if value is not None:
             train[key] = value
+    open_parts = train["micro_batches"] is None
+    train["micro_batches"] = train["micro_batches"] or 1
     rows = row_tokens or config.data.row_tokens
     shape = student_of(config)
     longest = shape.get("max_position_embeddings") or rows
     if rows > longest:
         raise ValueError(f"data.row_tokens={rows} is beyond the student's context of {longest}; lower it.")
     check_mesh(train, shape, topology)
+    if open_parts:
+        of = dataclasses.replace(config.train, batch_rows=train["batch_rows"])
+        sizes = resolve(train["mesh"], topology.devices)
+        train["micro_batches"] = micro_batches_of(of, topology.chip.platform, sizes, rows, shape["hidden_size"])
     return Job(
         topology=topology.name,
         slices=topology.slices,

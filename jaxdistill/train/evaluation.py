@@ -26,7 +26,17 @@ REGIONS = {"thinking": (0.0, 1.0, 0.0), "answer": (0.0, 0.0, 1.0)}
 class Evaluator:
     """What `train.evaluate` asks for, at any step."""
 
-    def __init__(self, config: RunConfig, run: RunDir, shared: RunDir, rows: TrainRows, model: Decoder, mesh: Mesh):
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDir,
+        shared: RunDir,
+        rows: TrainRows,
+        model: Decoder,
+        mesh: Mesh,
+        *,
+        rows_at_once: int,
+    ):
         """
         Args:
           model: with shapes for parameters, see `abstract_model`.
@@ -38,6 +48,7 @@ class Evaluator:
         settings = config.train.evaluate
         assert settings is not None
         self._settings, self._config, self._model, self._mesh = settings, config, model, mesh
+        self._rows_at_once = rows_at_once
         self._tokenizer = load_tokenizer(str(run.tokenizer))
         self._problems: list[Problem] = []
         if settings.problems:
@@ -58,8 +69,7 @@ class Evaluator:
 
     def _row_scores(self, params: Any, frozen: Any) -> dict[str, Any]:
         assert self._rows is not None
-        size = self._config.train.batch_rows // self._config.train.micro_batches
-        batches = in_batches(self._rows, size, self._mesh)
+        batches = in_batches(self._rows, self._rows_at_once, self._mesh)
         parts = [jax.device_get(self._sums(params, frozen, batch)) for batch in batches]
         total: dict[str, np.ndarray] = {name: np.zeros(3) for name in parts[0]}
         for part in parts:

@@ -55,7 +55,10 @@ def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     log = MetricsLog(FlopCounter(made.student, made.lora), peak_flops(jax.devices()[0], t.peak_tflops), made.mesh.size)
     if restored:
         log.carry_on(restored.progress)
-    evaluate = Evaluator(config, run, shared, made.rows, made.model, made.mesh) if t.evaluate else None
+    at_once = made.shape[0] // made.micro_batches
+    evaluate = None
+    if t.evaluate:
+        evaluate = Evaluator(config, run, shared, made.rows, made.model, made.mesh, rows_at_once=at_once)
     outputs = Outputs(run.checkpoints, config, after=first, say=progress.say)
     try:
         with progress.bar("train", made.steps, done=first) as update:

@@ -129,7 +129,7 @@ def _check(train: TrainConfig, made: Program, count: int) -> None:
     assert train.on_policy is not None
     if made.mesh.shape["context"] > 1:
         raise ValueError("train.on_policy samples whole rows; set train.mesh.context to 1.")
-    ways = train.micro_batches * made.mesh.shape["data"] * made.mesh.shape["fsdp"]
+    ways = made.micro_batches * made.mesh.shape["data"] * made.mesh.shape["fsdp"]
     if count % ways or (made.shape[0] - count) % ways:
         raise ValueError(
             f"train.on_policy.fraction={train.on_policy.fraction} makes {count} of {made.shape[0]} rows rollouts; both "

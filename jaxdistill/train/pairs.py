@@ -62,7 +62,7 @@ def set_up_contrast(
     if c is None:
         return None, None
     batch_rows = c.batch_rows or t.batch_rows
-    ways = t.micro_batches * mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = (t.micro_batches or 1) * mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_rows % ways:
         raise ValueError(
             f"train.contrastive.batch_rows={batch_rows} is not a multiple of micro_batches x data x fsdp = {ways}."

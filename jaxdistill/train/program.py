@@ -13,12 +13,14 @@ from jaxdistill.config import TrainConfig
 from jaxdistill.data.rows import FIELDS
 from jaxdistill.data.topk import STORED_DTYPES, stored_shapes
 from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_shardings, params_of, split_params
+from jaxdistill.models.attention import platform_of
 from jaxdistill.models.load import stored
 from jaxdistill.parallel import mesh as meshes
 from jaxdistill.parallel.mesh import RULES
 from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.distill import Distillation
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
+from jaxdistill.train.parts import micro_batches_of
 from jaxdistill.train.step import State, make_step, state_shapes, state_shardings
 
 
@@ -28,6 +30,8 @@ class Program:
 
     shape: tuple[int, int]
     """Of a global batch: rows, tokens."""
+    micro_batches: int
+    """The parts that a step is taken in."""
     steps: int
     mesh: Mesh
     student: ModelConfig
@@ -66,9 +70,10 @@ def make_program(
       ValueError: a mesh that does not fit the model or the batch.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if (train.batch_rows // train.micro_batches) % ways:
+    micro_batches = micro_batches_of(train, platform_of(mesh), mesh.shape, row_tokens, student.hidden_size)
+    if (train.batch_rows // micro_batches) % ways:
         raise ValueError(
-            f"train.batch_rows={train.batch_rows} in {train.micro_batches} micro-batches does not divide over {ways} "
+            f"train.batch_rows={train.batch_rows} in {micro_batches} micro-batches does not divide over {ways} "
             "devices (data x fsdp); choose batch_rows as a multiple of micro_batches x data x fsdp."
         )
     if row_tokens % mesh.shape["context"]:
@@ -81,7 +86,7 @@ def make_program(
         optimizer,
         shardings,
         region_weights=(train.thinking_weight, train.answer_weight),
-        micro_batches=train.micro_batches,
+        micro_batches=micro_batches,
         seed=seed,
         schedule=make_schedule(train.optimizer, steps),
         spike=train.spike,
@@ -91,6 +96,7 @@ def make_program(
     )
     return Program(
         shape=(train.batch_rows, row_tokens),
+        micro_batches=micro_batches,
         steps=steps,
         mesh=mesh,
         student=student,

@@ -128,7 +128,8 @@ def describe(made: Training, parameters: int) -> str:
     """What is about to be trained, in one line for people."""
     devices = f"{made.mesh.size} {jax.devices()[0].platform} device(s)"
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    parts = f" in {made.micro_batches} parts" if made.micro_batches > 1 else ""
     return (
-        f"  {parameters:,} parameters, {made.steps:,} steps of {made.shape[0]} x {made.shape[1]} tokens "
+        f"  {parameters:,} parameters, {made.steps:,} steps of {made.shape[0]} x {made.shape[1]} tokens{parts} "
         f"({made.epochs:.1f} epochs) on {devices}{hosts}"
     )

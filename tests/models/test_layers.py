@@ -1,11 +1,11 @@
-"""The matrix product of all layers against float64, as one device computes it and as several do."""
+"""Functions of all layers against float64, as one device computes them and as several do."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.models.layers import matmul
+from jaxdistill.models.layers import apply_rope, matmul, rope_tables
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -22,3 +22,32 @@ def test_matmul_and_its_gradients_are_those_of_rounded_inputs(monkeypatch, devic
     # several devices on a CPU keep this one's inputs in fp32
     rounding = 2**-7 if dtype == "bfloat16" and devices > 1 else 1e-5
     np.testing.assert_allclose(dw, np.einsum("bte,btf->ef", x, g), rtol=1e-5, atol=rounding * np.sqrt(21))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("shape", [(3, 5), (1, 7), (2, 1)])
+def test_rotary_positions_are_turned_by_their_angles(monkeypatch, devices, shape):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    rng = np.random.default_rng(0)
+    positions = rng.integers(0, 300, size=shape).astype(np.int32)
+    frequencies = np.float32(100.0) ** (-np.arange(3, dtype=np.float32) / 3)
+    x = rng.normal(size=(*shape, 2, 6)).astype(np.float32)
+    turned = jax.jit(lambda x, p: apply_rope(x, rope_tables(p, frequencies, 1.5)))(x, positions)
+    angles = positions[..., None, None].astype(np.float64) * frequencies.astype(np.float64)
+    pairs = (x[..., :3] + 1j * x[..., 3:].astype(np.float64)) * 1.5 * np.exp(1j * angles)
+    # an angle of 300 is known to 2**-16 in fp32
+    np.testing.assert_allclose(turned, np.concatenate([pairs.real, pairs.imag], axis=-1), rtol=0, atol=2e-4)
+
+
+def test_one_cpu_computes_the_sines_once_for_all_layers(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    frequencies = np.ones(4, np.float32)
+
+    def layers(x, positions):
+        tables = rope_tables(positions, frequencies, 1.0)
+        for _ in range(4):
+            x = apply_rope(jnp.tanh(x), tables)
+        return x
+
+    text = jax.jit(layers).lower(jnp.ones((2, 8, 3, 8)), jnp.ones((2, 8), jnp.int32)).compile().as_text()
+    assert text.count(" cosine(") == text.count(" sine(") == 1

@@ -74,7 +74,7 @@ def test_accuracy_is_what_decoding_and_the_verifier_say(folder):
     from jaxdistill.models.student import start_student
 
     model = start_student(config.student, made.student, 0, made.mesh)
-    line = Evaluator(config, run, run, made.rows, made.model, made.mesh)(6, params_of(model), {})
+    line = Evaluator(config, run, run, made.rows, made.model, made.mesh, rows_at_once=8)(6, params_of(model), {})
     tokenizer = load_tokenizer(str(run.tokenizer))
     problems = list(read_records(run.problems / "heldout", Problem))[:3]
     prompts = render_prompts(tokenizer, [p.prompt for p in problems])

@@ -68,9 +68,38 @@ def _attend(q_BTHD, k_BSKD, v_BSKD, mask_BTS):
     B, T, H, D = q_BTHD.shape
     K = k_BSKD.shape[2]
     q = q_BTHD.reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4)
-    k = k_BSKD.transpose(0, 2, 1, 3)
-    v = v_BSKD.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgts,bksd->bkgtd", weights, v, preferred_element_type=jnp.float32)
+    out = _weigh(q, k_BSKD.transpose(0, 2, 1, 3), v_BSKD.transpose(0, 2, 1, 3), mask_BTS[:, None, None])
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, D)
+
+
+@jax.custom_vjp
+def _weigh(q, k, v, mask):
+    """q [B,K,G,T,D], k and v [B,K,S,D], mask [B,1,1,T,S] -> fp32 [B,K,G,T,D]."""
+    return _weigh_forward(q, k, v, mask)[0]
+
+
+def _weigh_forward(q, k, v, mask):
+    weights = jax.nn.softmax(jnp.where(mask, _einsum("bkgtd,bksd->bkgts", q, k), MASKED), axis=-1)
+    out = _einsum("bkgts,bksd->bkgtd", weights.astype(v.dtype), v)
+    return out, (q, k, v, weights, out)
+
+
+def _weigh_backward(saved, g):
+    """As `blocks` has it, but for the sums over queries. They are products of fp32 numbers, for XLA's on CPUs know bf16
+    only along rows, and come out transposed, [D, S]: for [S, D], what is many times as large would be transposed.
+    """
+    q, k, v, weights, out = saved
+    mean = jnp.sum(g * out, axis=-1, keepdims=True)
+    dv = _einsum("bkgtd,bkgts->bkds", g, weights).swapaxes(-1, -2)
+    # weights of what is masked are zero, and so are the gradients of their scores
+    ds = weights * (_einsum("bkgtd,bksd->bkgts", g.astype(v.dtype), v) - mean)
+    dk = _einsum("bkgtd,bkgts->bkds", q.astype(jnp.float32), ds).swapaxes(-1, -2)
+    dq = _einsum("bkgts,bksd->bkgtd", ds.astype(k.dtype), k)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_weigh.defvjp(_weigh_forward, _weigh_backward)
+
+
+def _einsum(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(pattern, a, b, preferred_element_type=jnp.float32)
