@@ -103,9 +103,10 @@ def rope_tables(positions_BT: jax.Array, frequencies: np.ndarray, scale: float) 
         )
         return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
-    if jax.device_count() > 1:
+    if jax.device_count() > 1 or positions_BT.shape[1] == 1:
         return tables(positions_BT)
     # XLA for CPUs would compute the sines again in every layer and for every head; what a loop gives it has to keep
+    # (gradients of 8 layers, 6 heads of 64: 7% less time). One token at a time would not pay for the loop
     return jax.lax.platform_dependent(positions_BT, cpu=lambda p: jax.lax.map(tables, p), default=tables)
 
 
