@@ -77,7 +77,10 @@ def make_job(
     if open_parts:
         of = dataclasses.replace(config.train, batch_rows=train["batch_rows"])
         sizes = resolve(train["mesh"], topology.devices)
-        train["micro_batches"] = micro_batches_of(of, topology.chip.platform, sizes, rows, shape["hidden_size"])
+        dropout = config.student.lora is not None and config.student.lora.dropout > 0
+        train["micro_batches"] = micro_batches_of(
+            of, topology.chip.platform, sizes, rows, shape["hidden_size"], dropout=dropout
+        )
     return Job(
         topology=topology.name,
         slices=topology.slices,

@@ -14,7 +14,13 @@ in one part takes 6.1 s in eight, with a third of the memory (`tools/bench_train
 
 
 def micro_batches_of(
-    train: TrainConfig, platform: str, sizes: Mapping[str, int], row_tokens: int, hidden_size: int
+    train: TrainConfig,
+    platform: str,
+    sizes: Mapping[str, int],
+    row_tokens: int,
+    hidden_size: int,
+    *,
+    dropout: bool = False,
 ) -> int:
     """`train.micro_batches`; if absent, 1, or on CPUs the fewest equal parts of at most `CPU_PART` numbers a device.
 
@@ -24,11 +30,13 @@ def micro_batches_of(
     Args:
       platform: `cpu`, `tpu` or `gpu`.
       sizes: of the mesh's axes.
+      dropout: of adapters; every part draws its own, so that other meshes would learn from other draws.
     """
     if train.micro_batches is not None:
         return train.micro_batches
     ways = sizes["data"] * sizes["fsdp"]
-    if platform != "cpu" or train.contrastive is not None or train.on_policy is not None or train.batch_rows % ways:
+    other_rows = train.contrastive is not None or train.on_policy is not None
+    if platform != "cpu" or dropout or other_rows or train.batch_rows % ways:
         return 1
     rows, row = train.batch_rows // ways, row_tokens // sizes["context"] * hidden_size
     return next((parts for parts in range(1, rows) if rows % parts == 0 and rows // parts * row <= CPU_PART), rows)

@@ -70,7 +70,14 @@ def make_program(
       ValueError: a mesh that does not fit the model or the batch.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    micro_batches = micro_batches_of(train, platform_of(mesh), mesh.shape, row_tokens, student.hidden_size)
+    micro_batches = micro_batches_of(
+        train,
+        platform_of(mesh),
+        mesh.shape,
+        row_tokens,
+        student.hidden_size,
+        dropout=lora is not None and lora.dropout > 0,
+    )
     if (train.batch_rows // micro_batches) % ways:
         raise ValueError(
             f"train.batch_rows={train.batch_rows} in {micro_batches} micro-batches does not divide over {ways} "

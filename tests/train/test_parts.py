@@ -48,6 +48,7 @@ def test_what_the_config_says_holds_and_accelerators_are_left_alone():
 
 def test_steps_with_other_rows_too_are_not_cut_unasked():
     alone = train()
+    assert micro_batches_of(alone, "cpu", ONE, 4096, 4096, dropout=True) == 1
     assert micro_batches_of(alone, "cpu", ONE, 4096, 4096) == 16
     for more in ({"contrastive": ContrastiveConfig()}, {"on_policy": OnPolicyConfig(max_tokens=8, grader="server")}):
         assert micro_batches_of(dataclasses.replace(alone, **more), "cpu", ONE, 4096, 4096) == 1
