@@ -11,8 +11,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
+
+from jaxdistill.models.layouts import rows_first
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
@@ -57,9 +58,7 @@ def _over_tokens_on_cpu(x, g, dtype):
         return _dot(x, g, (rows, rows), jnp.float32)
     x, g = x.reshape(-1, x.shape[-1]).astype(dtype), g.reshape(-1, g.shape[-1]).astype(dtype)
     # the kernel writes row after row, too; who wants the sum transposed must not have it written so
-    rows_first = Layout((0, 1))
-    dw = _dot(with_layout_constraint(x.T, rows_first), with_layout_constraint(g, rows_first), ((1,), (0,)), dtype)
-    return with_layout_constraint(dw, rows_first)
+    return rows_first(_dot(rows_first(x.T), rows_first(g), ((1,), (0,)), dtype))
 
 
 def _dot(a, b, contract, dtype):
