@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxdistill.models.layouts import rows_first
+from jaxdistill.layouts import rows_first
 
 # below every score, yet finite: a row without any key to attend to gives a number, not NaN
 MASKED = -1e30
@@ -147,12 +148,13 @@ def _queries(x: jax.Array, span: Span) -> jax.Array:
 
 def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
     """a [B, K, n, m] with axis `axis` of b, fp32."""
-    return jax.lax.dot_general(a, b, (((3,), (axis,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    found = jax.lax.dot_general(a, b, (((3,), (axis,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    return _written(found, a.dtype)
 
 
 def _across(small: jax.Array, large: jax.Array) -> jax.Array:
     """small [B, K, n, D] and large [B, K, n, s], summed over n: fp32 [B, K, D, s]."""
-    return _written(_product(_written(small.swapaxes(2, 3)), large, 2))
+    return _product(_written(small.swapaxes(2, 3)), large, 2)
 
 
 def _add_up(spans: Sequence[Span], parts: Sequence[jax.Array], like: jax.Array) -> jax.Array:
@@ -169,9 +171,12 @@ def _add_up(spans: Sequence[Span], parts: Sequence[jax.Array], like: jax.Array) 
     return jnp.concatenate(pieces, axis=2).astype(like.dtype)
 
 
-def _written(x: jax.Array) -> jax.Array:
+def _written(x: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
     """Keeps XLA for CPUs from computing bf16 products in fp32: it does so where it folds a transpose into one, and
     these are then also copied to fp32 (2 rows of 512 tokens, 6 heads, forward and back: 51 -> 31 ms of processor time).
     A layout is not partitioned, though: several devices do without.
+
+    Args:
+      dtype: of the product's inputs, if x is not one of them but the product.
     """
-    return rows_first(x) if x.dtype == jnp.bfloat16 and jax.device_count() == 1 else x
+    return rows_first(x) if (dtype or x.dtype) == jnp.bfloat16 and jax.device_count() == 1 else x
