@@ -53,6 +53,17 @@ def _forget_compiled() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Code that asks how many devices there are takes the path for one; nothing traced for eight is used again."""
+    import jax
+
+    jax.clear_caches()
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
 def user_environment() -> dict[str, str]:
     """For child processes that stand for a user's command (`jaxdistill run`, vLLM): without the tests' JAX settings."""
     return OUTSIDE | OFFLINE

@@ -219,6 +219,20 @@ def test_blocks_that_do_not_divide_the_vocabulary(block, dtype, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, want)
 
 
+@pytest.mark.parametrize("block", [16, 37, 64])
+def test_one_cpu_forms_the_projections_gradient_of_rounded_slopes(one_cpu, block, monkeypatch):
+    hidden, projection, targets, _ = case(7)
+    weights = np.ones(N, np.float32)
+    monkeypatch.setattr(products, "BLOCK", block)
+    found = differentiated.__wrapped__(dtype="bfloat16")(hidden, projection, targets, weights)[1]
+    rounded = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in (hidden, projection))
+    _, by_hidden, by_projection = reference.gradients(lambda z: reference.cross_entropy(z, targets), *rounded, weights)
+    # a token's slopes are at most 2 together, and rounded by 2**-9 of themselves, times numbers of about 2
+    np.testing.assert_allclose(found[0], by_hidden, atol=2**-7)
+    np.testing.assert_allclose(found[1], by_projection, atol=2**-7)
+    assert np.abs(found[1] - by_projection).max() > 1e-5
+
+
 def test_a_frozen_projection_costs_no_gradient_of_it():
     rng = np.random.default_rng(8)
     h, w = (jnp.asarray(rng.normal(0, 1, s).astype(np.float32)) for s in ((16, 64), (4096, 64)))

@@ -140,6 +140,34 @@ def test_bf16_is_within_bf16_error(kernel):
         assert np.abs(a - b).mean() < 0.01 * np.abs(b).max()
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_one_cpu_is_told_layouts_and_stays_within_bf16_error(one_cpu, name):
+    arguments, window, want = case(name)
+    fresh = functools.partial(compiled.__wrapped__, kernel="dense", window=window, dtype="bfloat16", mesh=None)
+    lowered = jax.jit(fresh).lower(*arguments)
+    assert "LayoutConstraint" in lowered.as_text()
+    assert_close(lowered.compile()(*arguments), want, arguments[3], atol=0.06)
+
+
+@pytest.mark.parametrize("start", [0, 5, 20])
+def test_queries_from_the_middle_have_the_gradients_of_the_definition(start):
+    (q, k, v, ids, weights), window, _ = case("window")
+    T, D = q.shape[1], q.shape[3]
+    part, scale = slice(start, start + 17), D**-0.5
+    others = jnp.asarray((np.arange(T) >= start) & (np.arange(T) < start + 17))[None, :, None]
+    want = reference(q, k, v, ids, weights * others, scale=scale, window=window)
+    want = (want[0][:, part], want[1][:, part], *want[2:])
+    for dtype, atol in (("float32", 1e-5), ("bfloat16", 0.06)):
+
+        def loss(q, k, v, dtype=dtype):
+            q, k, v = ((q * scale).astype(dtype), k.astype(dtype), v.astype(dtype))
+            out = attend_dense(q, k, v, ids, window=window, start=jnp.int32(start)).reshape(1, 17, -1)
+            return jnp.sum(out * weights[:, part]), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q[:, part], k, v)
+        assert_close((out, *gradients), want, ids[:, part], atol)
+
+
 @pytest.mark.parametrize("kernel", RUN_ANYWHERE)
 def test_segments_do_not_touch_each_other(kernel):
     (q, k, v, ids, weights), window, _ = case("packed")
