@@ -133,7 +133,7 @@ def run_layer(
     x_BTE = x_BTE + (norm("post_attention_norm", h) if c.family.sandwich_norms else h)
 
     h = norm("mlp_norm", x_BTE)
-    h = linear("down", layers.ACTIVATIONS[c.family.activation](linear("gate", h)) * linear("up", h))
+    h = linear("down", layers.gated(c.family.activation, linear("gate", h), linear("up", h)))
     return x_BTE + (norm("post_mlp_norm", h) if c.family.sandwich_norms else h)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.models.layers import apply_rope, matmul, rope_tables
+from jaxdistill.models.layers import ACTIVATIONS, apply_rope, gated, matmul, rope_tables
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -51,3 +51,16 @@ def test_one_cpu_computes_the_sines_once_for_all_layers(monkeypatch):
 
     text = jax.jit(layers).lower(jnp.ones((2, 8, 3, 8)), jnp.ones((2, 8), jnp.int32)).compile().as_text()
     assert text.count(" cosine(") == text.count(" sine(") == 1
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_gates_gradients_are_those_of_its_definition(activation):
+    rng = np.random.default_rng(0)
+    gate, up, g = (rng.normal(size=(3, 7, 5)).astype(np.float32) for _ in range(3))
+    gate[0], gate[1, 0] = 20 * gate[0], np.array([-100, -20, 0, 20, 100])
+    out, backward = jax.vjp(jax.jit(lambda gate, up: gated(activation, gate, up)), gate, up)
+    want, plain = jax.vjp(lambda gate, up: ACTIVATIONS[activation](gate) * up, gate, up)
+    np.testing.assert_allclose(out, want, rtol=1e-6, atol=1e-6)
+    for found, expected in zip(backward(jnp.asarray(g)), plain(jnp.asarray(g)), strict=True):
+        # a sigmoid near 0 or 1 is known to 2**-24, and is multiplied by a gate of up to 100
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)

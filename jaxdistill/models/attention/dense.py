@@ -104,7 +104,8 @@ def _attend_forward(spans, q, k, v, masks):
         keys = slice(span.oldest, span.newest)
         t, s = mask.shape[1:]
         scores = _product(_queries(q, span), k[:, :, keys], 3).reshape(B, K, G, t, s)
-        scores = jnp.where(mask[:, None, None], scores, MASKED)
+        # added, not chosen: XLA has the sum in one pass with the softmax. -1e30 plus any score is -1e30
+        scores = scores + jnp.where(mask, 0.0, MASKED)[:, None, None]
         # what the weights add up to divides their values, which are fewer: no other pass over the scores
         weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
         total = jnp.sum(weights, axis=-1).reshape(B, K, G * t, 1)
