@@ -8,6 +8,8 @@ Every contender is a fresh process and trains as its users would have it: jaxdis
 packed rows, TRL's SFTTrainer with completion-only loss on padded batches, Tunix's PeftTrainer with a response mask on
 batches padded to the longest example. 16 rows or examples a step, AdamW, loss on responses alone. Tokens are counted
 where they are real: prompt and response, no padding. The first steps, which compile, are not timed.
+`stolen` is the share of the processors' time that a virtual machine's host gave to others meanwhile: figures with more
+than a few percent of it say nothing.
 TRL and Tunix get environments of their own (`--peers`, made on the first call), for their requirements exclude ours.
 """
 
@@ -70,7 +72,9 @@ def main() -> int:
         return 0
     sys.path.insert(0, str(ROOT))
     prepare(arguments)
-    print(f"{'':<8}{'dtype':<10}{'real tokens/s':>14}{'padding':>9}{'s/step':>8}{'peak GiB':>10}{'loss':>12}")
+    print(
+        f"{'':<8}{'dtype':<10}{'real tokens/s':>14}{'padding':>9}{'s/step':>8}{'peak GiB':>10}{'loss':>12}{'stolen':>8}"
+    )
     results: dict[tuple[str, str], dict[str, Any]] = {}
     for dtype in arguments.dtypes:
         for name in arguments.only:
@@ -78,7 +82,7 @@ def main() -> int:
             print(
                 f"{name:<8}{dtype:<10}{found['tokens_per_second']:>14,.0f}{found['padding']:>9.1%}"
                 f"{found['seconds_per_step']:>8.2f}{found['peak_gib']:>10.2f}"
-                f"{found['first_loss']:>6.2f}->{found['last_loss']:.2f}",
+                f"{found['first_loss']:>6.2f}->{found['last_loss']:.2f}{found['stolen']:>8.1%}",
                 flush=True,
             )
         peers = [results[n, dtype]["tokens_per_second"] for n in arguments.only if n != "ours"]
@@ -145,6 +149,7 @@ def child(name: str, dtype: str, arguments: argparse.Namespace) -> dict[str, Any
 
     parts = ["--micro-batches", str(arguments.micro_batches)] if arguments.micro_batches else []
     environment = MEMORY | os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    before = processor_time()
     done = subprocess.run(
         [*call, "--steps", str(arguments.steps), *parts],
         capture_output=True,
@@ -154,7 +159,18 @@ def child(name: str, dtype: str, arguments: argparse.Namespace) -> dict[str, Any
     )
     if done.returncode:
         raise SystemExit(f"bench_train: {name} {dtype} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    passed, stolen = (b - a for a, b in zip(before, processor_time(), strict=True))
+    return json.loads(done.stdout.splitlines()[-1]) | {"stolen": stolen / max(passed, 1)}
+
+
+def processor_time() -> tuple[int, int]:
+    """(all of it, what the host gave to others) since the system began, in ticks; zeros where Linux does not say."""
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return 0, 0
+    # user, nice, system, idle, iowait, irq, softirq, steal; what follows is part of the first
+    ticks = [int(x) for x in stat.read_text().splitlines()[0].split()[1:9]]
+    return sum(ticks), ticks[7]
 
 
 def report(tokens: int, positions: int, seconds: float, steps: int, losses: list[float]) -> dict[str, Any]:
