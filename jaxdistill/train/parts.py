@@ -9,8 +9,8 @@ from jaxdistill.config import TrainConfig
 CPU_PART = 2**19
 """Numbers of the hidden state (rows x tokens x width) in one part on a CPU. What a part leaves for its backward pass
 then stays near the caches, and comes from memory that the part before has used: pages that the system has to make anew
-in every step cost more than adding up gradients. 15.7M parameters, 16 rows of 512 tokens, two cores: a step of 8.1 s
-in one part takes 6.1 s in eight, with a third of the memory (`tools/bench_train.py --micro-batches`)."""
+in every step cost more than adding up gradients. 15.7M parameters, 16 rows of 512 tokens, two cores, malloc as the
+system has it: a step of 8.1 s in one part takes 6.1 s in eight, with a third of the memory."""
 
 
 def micro_batches_of(
