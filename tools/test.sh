@@ -7,6 +7,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 bash tools/install.sh dev || exit
+unset PYTHONDONTWRITEBYTECODE # hundreds of processes import what is tested here
 
 python=.venv/bin/python
 [ $# -eq 0 ] || exec "$python" -m pytest "$@"
