@@ -7,23 +7,26 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import venv
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from jaxdistill import config as configs
 from jaxdistill import tokenization
-from jaxdistill.demo.task import make_problems
 from jaxdistill.records import Problem, RunDir, Trace, read_records
 from jaxdistill.traces import collect, engines, logprobs, vllm_process, vllm_worker
 from jaxdistill.traces.engines import Request, Sampling
 from jaxdistill.traces.problems import problems
-from tests.traces.tiny import assert_greedy, checkpoint, demo_requests  # noqa: F401  (a fixture among them)
+from tests.traces.tiny import (
+    VLLM,
+    assert_greedy,
+    assert_logprobs,
+    checkpoint,  # noqa: F401  (a fixture)
+    demo_requests,
+    wait_until,
+)
 
-VLLM = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, "kv_cache_gib": 1}
 ROOT = Path(__file__).parents[2]
 
 
@@ -63,13 +66,6 @@ def worker_of(parent):
 
 def lines_of(file):
     return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
-def wait_until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return condition()
 
 
 # ----------------------------------------------------------------------------------------------------- no vLLM needed
@@ -167,30 +163,6 @@ def test_a_batch_is_waited_for_until_all_of_it_is_there():
 # -------------------------------------------------------------------------------------------------------- real vLLM
 
 
-def assert_logprobs(folder, prompts, found, k):
-    """The stored logprobs are those of the JAX model in fp32, raw, on the very same tokens."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxdistill.models import load_hf
-
-    model = load_hf(folder)
-    longest = max(len(prompts[each.id]) + len(each.output_ids) for each in found)
-    ids = np.zeros((len(found), longest), np.int32)
-    for row, each in enumerate(found):
-        whole = prompts[each.id] + each.output_ids
-        ids[row, : len(whole)] = whole
-    expected = np.asarray(jax.nn.log_softmax(model(jnp.asarray(ids)), axis=-1))
-    for row, each in enumerate(found):
-        stored, start = each.logprobs, len(prompts[each.id]) - 1
-        own = expected[row, start : start + len(each.output_ids)]  # position t predicts token t+1
-        assert stored.ids.shape == (len(each.output_ids), k)
-        np.testing.assert_allclose(stored.logprobs, np.take_along_axis(own, stored.ids, 1), atol=2e-3)
-        np.testing.assert_allclose(stored.logprobs, -np.sort(-own, axis=1)[:, :k], atol=2e-3)
-        drawn = own[np.arange(len(own)), each.output_ids]
-        np.testing.assert_allclose(stored.sampled, drawn, atol=2e-3)
-
-
 @pytest.mark.vllm
 def test_greedy_tokens_are_those_of_transformers_and_logprobs_those_of_jax(checkpoint):  # noqa: F811
     requests, sampling = demo_requests(checkpoint, 24, temperature=0.0)
@@ -224,79 +196,10 @@ def test_imported_traces_are_scored_by_prefill_with_the_logprobs_of_jax(checkpoi
     assert {trace.id: trace for trace in read_records(run.traces, Trace)} == traces
 
 
-def pids_of(name):
-    """Ids of living processes by a word of their command line."""
-    found = []
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if name.encode() in line.read_bytes():
-                found.append(int(line.parent.name))
-    return found
-
-
-@pytest.mark.vllm
-def test_a_server_of_our_own_is_started_again_when_it_dies_and_gone_at_the_end(checkpoint, tmp_path):  # noqa: F811
-    """Also: sampled token ids and raw logprobs survive the way through HTTP, and responses are scored by prefill."""
-    requests, sampling = demo_requests(checkpoint, 60, temperature=0.7)
-    sampling = dataclasses.replace(sampling, logprobs=24, top_p=0.9)  # beyond the 20 that vLLM allows by itself
-    tokenizer = tokenization.load_tokenizer(str(checkpoint))
-    solutions = [tokenization.encode_response(tokenizer, solution) for _, _, solution in make_problems(12, seed=5)]
-    scored = {f"scored {r.id}": ids for r, ids in zip(requests, solutions, strict=False)}
-    requests += [
-        dataclasses.replace(r, id=f"scored {r.id}", response_ids=ids)
-        for r, ids in zip(requests, solutions, strict=False)
-    ]
-    section = configs.ServerConfig(start=1, in_flight=8)
-    completions = engines.generate(
-        "server",
-        checkpoint,
-        requests,
-        sampling,
-        vllm=configs.VLLMConfig(**VLLM),
-        batch=1,
-        server=section,
-        log=tmp_path / "vllm.log",
-    )
-    found = [next(completions)]
-    servers = [pid for pid in pids_of("openai.api_server") if str(checkpoint) in command_of(pid)]
-    os.kill(min(servers), signal.SIGKILL)
-    found += list(completions)
-    assert {each.id: each.error for each in found} == {request.id: None for request in requests}
-    assert len(found) == len(requests)
-    assert {each.id: each.output_ids for each in found if each.id in scored} == scored
-    assert_logprobs(checkpoint, {request.id: request.prompt_ids for request in requests}, found, 24)
-    assert wait_until(lambda: not any(str(checkpoint) in command_of(pid) for pid in pids_of("openai.api_server")))
-
-
-def command_of(pid):
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return ""
-
-
-def test_a_server_that_never_comes_up_leaves_its_last_words(checkpoint, tmp_path):  # noqa: F811
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "(APIServer pid=7) ValueError: no such quantization"\nexit 3\n')
-    python.chmod(0o755)
-    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=4, stop_ids=[2])
-    with pytest.raises(ValueError, match=r"vllm-server-0\.log\): ValueError: no such quantization$"):
-        list(
-            engines.generate(
-                "server",
-                checkpoint,
-                [Request("a", [5, 6], 0)],
-                sampling,
-                vllm=configs.VLLMConfig(**VLLM, python=str(python)),
-                batch=1,
-                server=configs.ServerConfig(start=1),
-                log=tmp_path / "vllm.log",
-            )
-        )
-
-
 KILLED_RUN = """
 import sys
-from tests.traces.test_vllm import VLLM, make_config
+from tests.traces.test_vllm import make_config
+from tests.traces.tiny import VLLM
 from jaxdistill.records import RunDir
 from jaxdistill.traces import collect
 from pathlib import Path

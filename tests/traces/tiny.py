@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxdistill import tokenization
@@ -11,6 +13,7 @@ from jaxdistill.demo.task import make_problems
 from jaxdistill.traces.engines import Completion, Request, Sampling
 
 EOS = 2
+VLLM = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, "kv_cache_gib": 1}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -132,3 +135,34 @@ def greedy_of_transformers(folder: Path, prompts: list[list[int]], sampling: Sam
             both = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
         answers.append(both[0, len(prompt) :].tolist())
     return answers
+
+
+def assert_logprobs(folder, prompts, found, k):
+    """The stored logprobs are those of the JAX model in fp32, raw, on the very same tokens."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdistill.models import load_hf
+
+    model = load_hf(folder)
+    longest = max(len(prompts[each.id]) + len(each.output_ids) for each in found)
+    ids = np.zeros((len(found), longest), np.int32)
+    for row, each in enumerate(found):
+        whole = prompts[each.id] + each.output_ids
+        ids[row, : len(whole)] = whole
+    expected = np.asarray(jax.nn.log_softmax(model(jnp.asarray(ids)), axis=-1))
+    for row, each in enumerate(found):
+        stored, start = each.logprobs, len(prompts[each.id]) - 1
+        own = expected[row, start : start + len(each.output_ids)]  # position t predicts token t+1
+        assert stored.ids.shape == (len(each.output_ids), k)
+        np.testing.assert_allclose(stored.logprobs, np.take_along_axis(own, stored.ids, 1), atol=2e-3)
+        np.testing.assert_allclose(stored.logprobs, -np.sort(-own, axis=1)[:, :k], atol=2e-3)
+        drawn = own[np.arange(len(own)), each.output_ids]
+        np.testing.assert_allclose(stored.sampled, drawn, atol=2e-3)
+
+
+def wait_until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()

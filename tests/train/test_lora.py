@@ -18,7 +18,7 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import RunDir, read_manifest
 from jaxdistill.train.optimizer import make_optimizer
 from jaxdistill.train.step import init_state, make_step, put_batch, state_shardings
-from tests.helpers import prepared_run
+from tests.helpers import TINY, prepared_run
 from tests.train.test_step import CONFIG, batch_of, examples
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.1, "targets": ["q_proj", "v_proj", "down_proj"]}
@@ -28,7 +28,7 @@ LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.1, "targets": ["q_proj", "v_proj",
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("lora")
     student = {"init": str(demo_teacher()), "lora": LORA}
-    prepared_run(root, student=student, export={"lora": "adapter"})
+    prepared_run(root, student=student, export={"lora": "adapter"}, train=TINY["train"] | {"steps": 10})
     assert cli.main(["train", str(root / "config.yaml")]) == 0
     assert cli.main(["export", str(root / "config.yaml")]) == 0
     return root

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxdistill import cli
 from jaxdistill.config import load
 from jaxdistill.parallel.processes import STOPPED
 from jaxdistill.records import RunDir
@@ -35,9 +36,16 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def parameters(folder: Path) -> dict[str, np.ndarray]:
-    command = [sys.executable, "-m", "jaxdistill", "export", str(folder / "config.yaml"), "--set", "export.check=none"]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert cli.main(["export", str(folder / "config.yaml"), "--set", "export.check=none"]) == 0
     return load_file(folder / "run" / "export" / "model.safetensors")
+
+
+def assert_same_parameters(folder: Path, other: Path) -> None:
+    """Equal to the bit."""
+    got, want = parameters(folder), parameters(other)
+    assert want.keys() == got.keys()
+    for name, tensor in want.items():
+        np.testing.assert_array_equal(got[name], tensor)
 
 
 def numbers(folder: Path) -> list[tuple]:
@@ -75,10 +83,7 @@ def test_killed_and_resumed_is_bitwise_the_same(undisturbed, tmp_path):
         process.communicate()
     output = finish(train(tmp_path))
     assert "going on from the checkpoint at step" in output
-    want, got = parameters(undisturbed), parameters(tmp_path)
-    assert want.keys() == got.keys()
-    for name, tensor in want.items():
-        np.testing.assert_array_equal(got[name], tensor)
+    assert_same_parameters(tmp_path, undisturbed)
     assert numbers(tmp_path) == numbers(undisturbed)
     assert numbers(tmp_path)[-1][0] == 30
 
@@ -93,8 +98,7 @@ def test_sigterm_saves_ends_with_its_own_code_and_loses_nothing(undisturbed, tmp
     saved = re.search(r"the checkpoint at step (\d+) is saved. The same command goes on from here", output)
     assert saved and 4 <= int(saved[1]) < 30
     assert f"going on from the checkpoint at step {saved[1]} of 30" in finish(train(tmp_path))
-    for name, tensor in parameters(undisturbed).items():
-        np.testing.assert_array_equal(parameters(tmp_path)[name], tensor)
+    assert_same_parameters(tmp_path, undisturbed)
     assert numbers(tmp_path) == numbers(undisturbed)
 
 
