@@ -185,14 +185,3 @@ def test_a_busy_port_is_said_before_any_work(finished, tmp_path, capsys):
         assert cli.main(["export", str(finished.root.parent / "config.yaml"), *arguments, "--redo", "export"]) == 1
     assert f"port {port}: address already in use" in capsys.readouterr().err
     assert not (copy / "export").exists()
-
-
-@pytest.mark.vllm
-def test_vllm_serves_the_export(finished, tmp_path, monkeypatch):
-    from jaxdistill.export import check
-
-    monkeypatch.chdir(finished.root)  # folders in a config are mostly relative
-    export = finished.export.relative_to(finished.root)
-    with check.vllm_server(export, port=0, log=tmp_path / "log", python=sys.executable) as url:
-        answer = check.ask(url, "Ann has 2 pens. Bob has 3 more than Ann. How many pens does Bob have?", max_tokens=8)
-    assert answer.strip()
