@@ -30,7 +30,7 @@ from tests.traces.tiny import (
 ROOT = Path(__file__).parents[2]
 
 
-SAMPLES = 400
+SAMPLES = 160
 
 
 def make_config(folder, run_dir, **traces):
