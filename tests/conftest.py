@@ -6,7 +6,9 @@ Types and shapes are checked through `--jaxtyping-packages`, see pyproject.toml.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
@@ -29,6 +31,9 @@ XLA = [
 os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *XLA])
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of the tests' time is compiling
 os.environ["MPLBACKEND"] = "agg"
+# what one process compiled, the others load: workers, and the many children that train the same tiny model
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 # these hold for child processes too
 OFFLINE = {
@@ -42,6 +47,13 @@ os.environ.update(OFFLINE)
 # examples are the same in every run, and compiling on a busy machine is no failure
 hypothesis.settings.register_profile("jaxdistill", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("jaxdistill")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if CACHE in os.environ:  # a worker of pytest-xdist has its parent's
+        return
+    folder = os.environ[CACHE] = tempfile.mkdtemp(prefix="jaxdistill-compiled-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True, scope="module")

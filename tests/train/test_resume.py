@@ -81,7 +81,8 @@ def test_killed_and_resumed_is_bitwise_the_same(undisturbed, tmp_path):
         wait_for_step(process, tmp_path, 8 * (kill + 1))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    output = finish(train(tmp_path))
+    # what the first runs have compiled is compiled anew: nor may that change a bit
+    output = finish(train(tmp_path, env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}))
     assert "going on from the checkpoint at step" in output
     assert_same_parameters(tmp_path, undisturbed)
     assert numbers(tmp_path) == numbers(undisturbed)
