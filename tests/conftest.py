@@ -5,6 +5,7 @@ Types and shapes are checked through `--jaxtyping-packages`, see pyproject.toml.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -14,8 +15,10 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-OUTSIDE = dict(os.environ)
-"""The environment as it was before the settings below."""
+_OUTSIDE = "JAXDISTILL_TESTS_OUTSIDE"
+OUTSIDE: dict[str, str] = json.loads(os.environ.get(_OUTSIDE, "null")) or dict(os.environ)
+"""The environment as it was before the settings below, which a worker of pytest-xdist finds already made."""
+os.environ[_OUTSIDE] = json.dumps(OUTSIDE)
 
 # JAX reads these when it is imported, so they have to be set before anything imports it
 if "jax" in sys.modules:
@@ -28,7 +31,7 @@ XLA = [
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 ]
-os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *XLA])
+os.environ["XLA_FLAGS"] = " ".join([*OUTSIDE.get("XLA_FLAGS", "").split(), *XLA])
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of the tests' time is compiling
 os.environ["MPLBACKEND"] = "agg"
 # what one process compiled, the others load: workers, and the many children that train the same tiny model
