@@ -3,8 +3,9 @@
     python tools/kill_test_train.py [CONFIG] [--set KEY=VALUE ...] [--kills 20] [--folder FOLDER] [--seed 0]
 
 Everything before `train` is done once, if it has not been. Every other moment is uniform over start, compilation and
-some steps; the others come after the first new line of the log, uniform over so many steps, so that some fall into a
-save; all of them get through about half of the training. At the end parameters, optimizer state, guard and step
+some steps; the others come after the first new line of the log and some steps more, so that some fall into a save. How
+many steps is drawn from those that are left, so that the training never ends before its last kill, be the machine
+faster or slower than it was undisturbed. At the end parameters, optimizer state, guard and step
 are compared bit for bit, and the log's numbers without its times. Exit code 0 exactly if all are equal.
 """
 
@@ -55,6 +56,19 @@ def wait_for_line(process: subprocess.Popen, run: RunDir) -> None:
         time.sleep(0.01)
         size = path.stat().st_size if path.exists() else 0
         least = min(least, size)
+
+
+def wait_until(process: subprocess.Popen, run: RunDir, step: float, deadline: float) -> None:
+    """Returns once the log has come to `step`, at the deadline, or when the process has ended."""
+    while process.poll() is None and time.monotonic() < deadline and logged_step(run) < step:
+        time.sleep(0.02)
+
+
+def logged_step(run: RunDir) -> int:
+    """The last whole line's; 0 if there is none."""
+    path = run.checkpoints / "metrics.jsonl"
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    return json.loads(whole.splitlines()[-1])["step"] if whole else 0
 
 
 def last_step(run: RunDir) -> int | None:
@@ -108,7 +122,9 @@ def main() -> int:
     log = folder / "log"
 
     def go(command: str, run_dir: Path) -> subprocess.Popen:
-        return start(command, arguments.config, run_dir, ["baselines={}", *arguments.overrides], log)
+        # a line a step: the log tells how far a training has come
+        overrides = ["baselines={}", "train.log_every=1", *arguments.overrides]
+        return start(command, arguments.config, run_dir, overrides, log)
 
     load(arguments.config, arguments.overrides)  # a wrong config is said here
     for command in ("generate", "verify", "prepare"):
@@ -128,15 +144,25 @@ def main() -> int:
     steps = time.monotonic() - begun - starts
     print(f"undisturbed: {starts:.0f} s until the first line of the log, {steps:.0f} s from there", flush=True)
     rng, run = random.Random(arguments.seed), RunDir(disturbed)
-    share = 1.5 * steps / arguments.kills  # all kills together get through about half of the training
+    lines = lines_of(RunDir(undisturbed))
+    total = lines[-1]["step"]
     done = 0
     for kill in range(1, arguments.kills + 1):
         begun = time.monotonic()
+        left = total - (last_step(run) or 0)
+        some = 1.5 * left / (arguments.kills - kill + 2)  # all kills together get through about half of the training
         process = go("train", disturbed)
         if kill % 2:
             wait_for_line(process, run)
+            wait_until(process, run, logged_step(run) + rng.uniform(0, some), float("inf"))
+            pause = rng.uniform(0, 2 * steps / len(lines))  # anywhere between two lines
+        else:
+            deadline = begun + rng.uniform(0, starts + steps * some / total)
+            # lines of steps that were lost are there until the process drops them
+            wait_until(process, run, max(total - left + some, logged_step(run) + 1), deadline)
+            pause = 0.0
         try:
-            process.wait(rng.uniform(0, share if kill % 2 else starts + share))
+            process.wait(pause)
             print("it had ended before the next kill", flush=True)
             break
         except subprocess.TimeoutExpired:
