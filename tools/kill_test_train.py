@@ -4,9 +4,9 @@
 
 Everything before `train` is done once, if it has not been. Every other moment is uniform over start, compilation and
 some steps; the others come after the first new line of the log and some steps more, so that some fall into a save. How
-many steps is drawn from those that are left, so that the training never ends before its last kill, be the machine
-faster or slower than it was undisturbed. At the end parameters, optimizer state, guard and step
-are compared bit for bit, and the log's numbers without its times. Exit code 0 exactly if all are equal.
+many steps is drawn from those that are left, not from the undisturbed run's seconds, for a machine may become faster. A
+training that ends before its last kill all the same is said. At the end parameters, optimizer state, guard and step are
+compared bit for bit, and the log's numbers without its times. Exit code 0 exactly if all were killed and all is equal.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def main() -> int:
     for kill in range(1, arguments.kills + 1):
         begun = time.monotonic()
         left = total - (last_step(run) or 0)
-        some = 1.5 * left / (arguments.kills - kill + 2)  # all kills together get through about half of the training
+        some = 1.5 * left / (arguments.kills - kill + 2)  # of the last kill, three quarters of what is left
         process = go("train", disturbed)
         if kill % 2:
             wait_for_line(process, run)
