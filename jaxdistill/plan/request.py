@@ -14,7 +14,7 @@ from jaxdistill.config import RunConfig, to_dict
 from jaxdistill.plan.job import Job
 from jaxdistill.plan.targets import Topology
 from jaxdistill.records import RunDir, read_manifest
-from jaxdistill.train.parts import micro_batches_of
+from jaxdistill.train.defaults import micro_batches_of
 
 AXES = ("data", "fsdp", "tensor", "context")
 
