@@ -69,6 +69,8 @@ def matrix_call_flops(op: Op, ops: Mapping[str, Op]) -> float:
 # how many products of queries with keys (2 * H * T * T * D FLOPs each) a kernel does
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
 
+FORWARD = ("splash_mha_fwd", "cudnn_forward", "triton_forward")
+
 
 def attention_kernel(op: Op, target: str) -> tuple[str, int] | None:
     if target == "tpu_custom_call":
@@ -79,6 +81,11 @@ def attention_kernel(op: Op, target: str) -> tuple[str, int] | None:
     if target.startswith("__cudnn$fmha"):
         return ("cudnn_backward", 5) if "Backward" in target else ("cudnn_forward", 2)
     return None
+
+
+def forward_kernels(kernels: Mapping[str, float]) -> float:
+    """How many forward attention kernels are among the calls of a step."""
+    return sum(count for name, count in kernels.items() if name in FORWARD)
 
 
 def attention_flops(name: str, op: Op, ops: Mapping[str, Op]) -> float:
