@@ -28,9 +28,9 @@ def workspace_bytes(computations: Computations) -> float:
 def call_workspace(op: Op, ops: Mapping[str, Op]) -> float:
     """Bytes that a call needs and the program has not reserved; 0 for everything but library calls.
 
-    cuDNN's backward attention sums dQ in fp32, in its own layout [sequences, heads, tokens, head size], beside a sum per
-    query (cudnn-frontend, `CompositeSDPABackwardNode`). A packed row is one sequence for each segment that the call is
-    set up for, each as long as the row: the softmax statistics, one of the operands, have that shape. With fewer key
+    cuDNN's backward attention sums dQ in fp32, in its own layout [sequences, heads, tokens, head size], beside a sum
+    per query (cudnn-frontend, `CompositeSDPABackwardNode`). A packed row is one sequence for each segment that the call
+    is set up for, each as long as the row: the softmax statistics, one of the operands, have that shape. With fewer key
     heads than query heads, dK and dV are made for every query head first, in the operands' own type.
     """
     if op.opcode == "dot" or (op.opcode == "custom-call" and _target(op) in MATRIX_CALLS):
