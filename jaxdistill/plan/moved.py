@@ -32,6 +32,7 @@ _MOVES = {
     "bitcast", "broadcast", "concatenate", "constant", "copy", "copy-start", "dynamic-slice", "dynamic-update-slice",
     "get-tuple-element", "iota", "pad", "parameter", "reshape", "reverse", "slice", "transpose", "tuple",
 }  # fmt: skip
+_FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding"}
 _SLICES = ("dynamic-slice", "slice", "gather")
 _WHOLE = ("dot", "convolution", "sort", "reduce-window", "select-and-scatter", "cholesky", "triangular-solve", "fft")
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\](\{[^}]*\})?")
@@ -44,7 +45,7 @@ def moved_bytes(op: Op, ops: Mapping[str, Op], computations: Computations, apart
       ops: the instructions of its computation.
       apart: memory spaces that are not HBM: the host's, and on TPUs those on the chip.
     """
-    if op.opcode in _FREE or op.opcode.endswith("-done"):
+    if op.opcode in _FREE or op.opcode.endswith("-done") or _target(op) in _FREE_CALLS:
         return 0.0
     called = _called(op, computations)
     if called is not None:
@@ -69,7 +70,7 @@ def category_of(op: Op, computations: Computations) -> str:
     if opcode in COLLECTIVES:
         return "collectives"
     if opcode == "custom-call":
-        target = op.attribute(r'custom_call_target="([^"]+)"') or "?"
+        target = _target(op)
         if target in MATRIX_CALLS or "gemm" in target:
             return "products"
         return "attention" if attention_kernel(op, target) else "calls"
@@ -81,6 +82,10 @@ def category_of(op: Op, computations: Computations) -> str:
     if within & {"gather", "scatter"}:
         return "gathers"
     return "copies" if within <= _MOVES else "elementwise"
+
+
+def _target(op: Op) -> str:
+    return (op.attribute(r'custom_call_target="([^"]+)"') or "?") if op.opcode == "custom-call" else ""
 
 
 def memory_spaces_apart(platform: str) -> tuple[int, ...]:
@@ -198,7 +203,8 @@ def _results(op: Op, apart: tuple[int, ...]) -> list[float]:
     if op.opcode == "copy-start":  # (destination, source, context)
         return sizes[:1]
     if op.opcode.endswith("-start") and op.type.startswith("("):  # (operands, results, context)
-        arrays = [size for size in sizes if size > 4]
+        # the context is words; what is not in HBM still has its place
+        arrays = [size for size, full in zip(sizes, _sizes(op.type, ()), strict=True) if full > 4]
         return arrays[len(arrays) // 2 :]
     if op.opcode == "custom-call":
         return [size for size, array in zip(sizes, _ARRAY.finditer(op.type), strict=True) if array.group(1) != "u8"]

@@ -202,6 +202,12 @@ def test_what_is_not_in_hbm_does_not_count():
     """
     assert moved(body, platform="tpu") == {"elementwise": 128}
     assert moved(body, platform="gpu") == {"elementwise": 256}, "1 is device memory of a GPU"
+    slices = """
+    %a = f32[4,8]{1,0:T(8,128)} parameter(0)
+    %s = ((f32[4,8]{1,0:T(8,128)}), f32[1,8]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:1], [0:8]}
+    ROOT %d = f32[1,8]{1,0:T(8,128)S(1)} slice-done(%s)
+    """
+    assert moved(slices, platform="tpu") == {"copies": 32}
     host = """
     %a = f32[4,8]{1,0} parameter(0)
     %s = (f32[4,8]{1,0:S(5)}, f32[4,8]{1,0}, u32[]) copy-start(%a)
