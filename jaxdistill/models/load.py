@@ -31,10 +31,11 @@ def abstract_model(
     remat: str = "none",
     mesh: Mesh | None = None,
     lora: Lora | None = None,
+    activations: Any = None,
 ) -> Decoder:
-    """A model with shapes for parameters, which costs no memory."""
-    key = jax.random.key(0)
-    return nnx.eval_shape(lambda: Decoder(config, key=key, dtype=dtype, remat=remat, mesh=mesh, lora=lora))
+    """A model with shapes for parameters, which costs no memory; the arguments are those of `Decoder`."""
+    more = {"dtype": dtype, "remat": remat, "mesh": mesh, "lora": lora, "activations": activations}
+    return nnx.eval_shape(lambda: Decoder(config, key=jax.random.key(0), **more))
 
 
 def param_shardings(
