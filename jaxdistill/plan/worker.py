@@ -59,7 +59,9 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
     import jax
 
     from jaxdistill.plan.costs import analyze
+    from jaxdistill.plan.hlo import parse
     from jaxdistill.plan.shapes import Sizes, device_bytes
+    from jaxdistill.plan.workspaces import workspace_bytes
     from jaxdistill.train.flops import FlopCounter
     from jaxdistill.train.program import abstract_inputs
 
@@ -83,7 +85,8 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
         # here it leaves out what is temporary, which CPUs hold as one block from the first instruction to the last
         m = memory
         peak = float(m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes)
-    costs = analyze(text, mesh.size, sizes.loop_length)
+    libraries = workspace_bytes(parse(text)[0]) if topology.chip.platform == "gpu" else 0.0
+    costs = analyze(text, mesh.size, sizes.loop_length, platform=topology.chip.platform)
     counter = FlopCounter(made.student, made.lora)
     parts = {
         "params": device_bytes(state["params"]),
@@ -94,10 +97,11 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
     }
     return Compiled(
         mesh=dict(mesh.shape),
-        peak_bytes=peak,
-        memory=split_memory(peak, parts, device_bytes(state["params"]), sizes.vocabulary_bytes()),
+        peak_bytes=peak + libraries,
+        memory=split_memory(peak, parts, device_bytes(state["params"]), sizes.vocabulary_bytes())
+        | {"libraries": libraries},
         flops=costs.flops,
-        kernel_flops=dict(costs.kernel_flops),
+        kernel_flops={name: flops * sizes.kernel_share for name, flops in costs.kernel_flops.items()},
         cycles=costs.cycles,
         kernels=dict(costs.kernels),
         traffic=traffic_of(costs, list(mesh.devices.flat), topology),
@@ -108,6 +112,10 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
         parameters=sum(x.size for x in jax.tree.leaves(state["params"])),
         seconds=seconds,
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
+        moved=dict(costs.moved),
+        products=[(flops, size, count) for (flops, size), count in costs.products.items()],
+        layers=made.student.num_layers,
+        attention=sizes.kernel,
     )
 
 
