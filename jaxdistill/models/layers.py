@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxdistill.layouts import rows_first
+from jaxdistill.precision import precision_of
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
@@ -63,7 +64,11 @@ def _over_tokens_on_cpu(x, g, dtype):
 
 def _dot(a, b, contract, dtype):
     return jax.lax.dot_general(
-        a.astype(dtype), b.astype(dtype), (contract, ((), ())), preferred_element_type=jnp.float32
+        a.astype(dtype),
+        b.astype(dtype),
+        (contract, ((), ())),
+        precision=precision_of(dtype),
+        preferred_element_type=jnp.float32,
     )
 
 
