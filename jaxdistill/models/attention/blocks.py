@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.attention.dense import MASKED, visible
+from jaxdistill.precision import precision_of
 
 BLOCK = 512
 """Tokens a block: large enough to keep a GPU's matrix units busy, small enough that packed rows have blocks to skip."""
@@ -188,4 +189,4 @@ def _add_at(total: jax.Array, j: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _einsum(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(pattern, a, b, preferred_element_type=jnp.float32)
+    return jnp.einsum(pattern, a, b, precision=precision_of(a.dtype, b.dtype), preferred_element_type=jnp.float32)

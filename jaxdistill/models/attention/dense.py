@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.layouts import rows_first
+from jaxdistill.precision import precision_of
 
 # below every score, yet finite: a row without any key to attend to gives a number, not NaN
 MASKED = -1e30
@@ -149,7 +150,8 @@ def _queries(x: jax.Array, span: Span) -> jax.Array:
 
 def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
     """a [B, K, n, m] with axis `axis` of b, fp32."""
-    found = jax.lax.dot_general(a, b, (((3,), (axis,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    sides, precision = (((3,), (axis,)), ((0, 1), (0, 1))), precision_of(a.dtype, b.dtype)
+    found = jax.lax.dot_general(a, b, sides, precision=precision, preferred_element_type=jnp.float32)
     return _written(found, a.dtype)
 
 
