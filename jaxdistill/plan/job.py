@@ -89,7 +89,8 @@ class Compiled:
     @classmethod
     def of(cls, data: dict[str, Any]) -> Compiled:
         lists = {"traffic": [Traffic(**t) for t in data["traffic"]]}
-        return cls(**data | lists | {"products": [tuple(p) for p in data.get("products", ())]})
+        plain: dict[str, Any] = data | lists | {"products": [tuple(p) for p in data.get("products", ())]}
+        return cls(**plain)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
