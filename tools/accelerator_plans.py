@@ -4,7 +4,7 @@
     python tools/accelerator_plans.py out.json --baseline before.json        with ratios against an earlier file
     python tools/accelerator_plans.py before.json --source ../older          the step of another checkout
     python tools/accelerator_plans.py out.json --only h100                   cases whose name holds a text
-    python tools/accelerator_plans.py out.json --print                       the table of what is there
+    python tools/accelerator_plans.py out.json --print --largest 20          what is there, and where the bytes are
 
 Each case is compiled in a process of its own, from the code of `--source`; the program's text is then taken apart by
 the code beside this file, so that two checkouts are measured alike. Results are kept in the file, one case after the
@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+LARGEST = 60
+"""Instructions that move most, that are kept by name."""
 STAGE = "JAXDISTILL_PLANS_STAGE"
 HERE = Path(__file__).resolve()
 
@@ -155,6 +157,7 @@ def figures(text: str, found: dict[str, Any], platform: str) -> dict[str, Any]:
         "cycles": costs.cycles,
         "permutes": sum(n for key, n in costs.collective_calls.items() if key.kind == "collective-permute"),
         "unknown_loops": dict(costs.unknown_loops),
+        "largest": sorted(((size, *of) for of, size in costs.moved_by.items()), reverse=True)[:LARGEST],
     }
 
 
@@ -182,8 +185,8 @@ def table(results: dict[str, Any], baseline: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def details(results: dict[str, Any]) -> str:
-    """GB moved by category."""
+def details(results: dict[str, Any], largest: int) -> str:
+    """GB moved by category, and by the instructions that move most."""
     lines = []
     for name, found in results.items():
         moved = sorted(found["moved"].items(), key=lambda item: -item[1])
@@ -191,6 +194,8 @@ def details(results: dict[str, Any]) -> str:
         if found["kernels"]:
             lines.append("    " + ", ".join(f"{kernel} x{count:,.0f}" for kernel, count in found["kernels"].items()))
         lines += [f"    counted once: loop {scope}" for scope in found["unknown_loops"]]
+        for size, category, name, scope in found.get("largest", ())[:largest]:
+            lines.append(f"    {size / 1e9:7.2f} {category:<11} {name:<36} {scope[-90:]}")
     return "\n".join(lines)
 
 
@@ -210,6 +215,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--baseline", type=Path, help="results of an earlier run")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--again", action="store_true", help="compile what is there, too")
+    parser.add_argument("--largest", type=int, default=0, metavar="N", help="name the instructions that move most")
     parser.add_argument("--print", action="store_true", help="compile nothing")
     arguments = parser.parse_args(given)
     file: Path = arguments.results
@@ -223,7 +229,7 @@ def main(given: list[str] | None = None) -> int:
     shown = {name: found for name, found in results.items() if arguments.only in name}
     print(table(shown, baseline))
     print()
-    print(details(shown))
+    print(details(shown, arguments.largest))
     return 0
 
 

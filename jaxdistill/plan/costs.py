@@ -52,6 +52,8 @@ class Costs:
     collective_calls: defaultdict[Collective, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     moved: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     """Bytes that are read from and written to memory, by category (`moved`)."""
+    moved_by: defaultdict[tuple[str, str, str], float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    """The same by category, instruction, and scope."""
     products: defaultdict[tuple[float, float], float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     """Matrix products by (FLOPs, bytes moved) of one: how many there are."""
     unknown_loops: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
@@ -112,6 +114,7 @@ class _Walk:
         if size:
             category = category_of(op, self.all)
             self.costs.moved[category] += times * size
+            self.costs.moved_by[category, op.name, op.scope] += times * size
             if category == "products" and times:
                 self.costs.products[round(flops / times), size] += times
 

@@ -88,9 +88,9 @@ class Compiled:
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Compiled:
-        lists = {"traffic": [Traffic(**t) for t in data["traffic"]]}
-        plain: dict[str, Any] = data | lists | {"products": [tuple(p) for p in data.get("products", ())]}
-        return cls(**plain)
+        lists: dict[str, Any] = {"traffic": [Traffic(**t) for t in data["traffic"]]}
+        lists["products"] = [tuple(p) for p in data.get("products", ())]
+        return cls(**data | lists)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ def _needs(called: Mapping[str, Op], computations: Computations) -> dict[int, fl
     """
     demand: dict[str, float] = {}
     found: dict[int, float] = {}
-    for op in reversed(called.values()):
+    for op in reversed(list(called.values())):
         size = float(math.prod(dims(op.type)))
         wanted = size if op.root else min(size, demand.get(op.name, 0.0))
         if op.opcode == "parameter":

@@ -112,6 +112,8 @@ def warnings_of(plan: Plan) -> list[str]:
     sent = sum(t.bytes for t in found.traffic)
     whole = [t for t in found.traffic if t.kind == "all-reduce" and t.bytes > 0.05 * sent and t.devices > 1]
     flat = found.mesh["fsdp"] == plan.topology.devices // plan.topology.slices and found.mesh["fsdp"] > 1
+    if plan.topology.chip.platform == "gpu" and found.moved and not forward_kernels(found.kernels):
+        warnings.append(f"attention is written in JAX ({found.attention}): no kernel of this GPU takes it, slowly")
     if plan.topology.chip.platform == "tpu" and flat and whole:
         warnings.append(
             f"fsdp={found.mesh['fsdp']} spans the whole torus, where gradients are all-reduced and cut, twice the "

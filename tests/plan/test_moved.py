@@ -6,6 +6,7 @@ import pytest
 
 from jaxdistill.plan.costs import analyze, outside_bytes
 from jaxdistill.plan.moved import memory_spaces_apart
+from jaxdistill.plan.products import forward_kernels
 from tests.plan.programs import CHOICE, LOOP
 
 MAIN = "ENTRY %main (p: f32[1]) -> f32[1] {{\n  %i = s32[] constant(3)\n{}\n}}\n"
@@ -182,6 +183,33 @@ def test_attention_kernels_are_apart():
     ROOT %r = (bf16[2,4,8,16]{3,1,2,0}, f32[2,4,8]{2,1,0}, u8[0]{0}) custom-call(%q, %q, %q), custom_call_target="__cudnn$fmhaSoftmax"
     """  # noqa: E501
     assert moved(body) == {"attention": 3 * 2048 + 2048 + 256}
+
+
+TRITON = """
+    %q = bf16[2,8192,16,128]{3,2,1,0} parameter(0)
+    %k = bf16[2,8192,8,128]{3,2,1,0} parameter(1)
+    %n = f32[2,16,8192]{2,1,0} parameter(2)
+    ROOT %pallas_call.2 = (bf16[2,8192,16,128]{3,2,1,0}, f32[2,16,8192]{2,1,0}) custom-call(%q, %k, %k), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/pallas_call"}, backend_config={debug = false, ir = "\\00name\\00", name = "NAME", num_warps = 4 : i32}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("name", "products"), [("attention_forward", 2), ("attention_keys", 4), ("attention_queries", 3)]
+)
+def test_kernels_of_ours_are_known_by_name(name, products):
+    found = analyze(MAIN.format(TRITON.strip("\n").replace("NAME", name)), 1)
+    assert dict(found.kernels) == {name: 1}
+    assert forward_kernels(found.kernels) == (name == "attention_forward")
+    # a causal mask in blocks of 512: 17 / 32 of all pairs
+    assert found.kernel_flops[name] == products * 2 * 2 * 16 * 128 * 8192 * 8192 * 17 / 32
+    whole, keys, sums = 2 * 2 * 8192 * 16 * 128, 2 * 2 * 8192 * 8 * 128, 4 * 2 * 16 * 8192
+    assert dict(found.moved) == {"attention": 2 * whole + 2 * keys + sums}
+
+
+def test_other_kernels_are_calls():
+    found = analyze(MAIN.format(TRITON.strip("\n").replace("NAME", "softcap")), 1)
+    assert set(found.moved) == {"calls"}
+    assert not forward_kernels(found.kernels)
 
 
 def test_loops_count_as_often_as_they_run_and_of_choices_the_taken_one():
