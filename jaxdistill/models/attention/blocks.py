@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.attention.dense import MASKED, visible
+from jaxdistill.models.attention.residuals import name_residuals
 
 BLOCK = 512
 """Tokens a block: large enough to keep a GPU's matrix units busy, small enough that packed rows have blocks to skip."""
@@ -136,7 +137,7 @@ def _flash_forward(q, k, v, plan, window):
 
         return jax.lax.scan(one_block, None, (q, plan.rows, row_ids, first, end))[1]
 
-    out, logsumexp = jax.lax.map(one_row, (q, k, v, *plan[2:]))
+    out, logsumexp = name_residuals(*jax.lax.map(one_row, (q, k, v, *plan[2:])))
     return out, (q, k, v, plan, out, logsumexp)
 
 

@@ -1,7 +1,7 @@
 """The door to Pallas' Triton backend: all of it that is used, and why it cannot be.
 
-JAX 0.10 to 0.12 have it. Since 0.11 lowering for it gives a DeprecationWarning (it is to be removed at some time), which
-this module silences: `why_not` speaks when it is gone. Interpret mode needs no GPU.
+JAX 0.10 to 0.12 have it. It is to be removed at some time: since 0.11 lowering for it gives a DeprecationWarning, which
+this module silences, and when it is gone, `why_not` says so. Interpret mode needs no GPU.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ HEAD_DIM = 256
 """The widest head that the kernels were made for."""
 CAPABILITY = 8.0
 """Of the oldest GPUs with units for bf16 products (A100, 2020)."""
+ROOMY = (9, 10)
+"""Major compute capabilities of GPUs with 227 KiB of shared memory a block."""
 
 
 def why_not(dtype: DTypeLike, head_dim: int, device: Any | None = None) -> str | None:
@@ -29,14 +31,23 @@ def why_not(dtype: DTypeLike, head_dim: int, device: Any | None = None) -> str |
         return f"it takes bf16 and fp16, not {jnp.dtype(dtype)}"
     if head_dim > HEAD_DIM:
         return f"heads of {head_dim} are wider than {HEAD_DIM}"
-    device = jax.devices()[0] if device is None else device
-    # devices that are only described may not say it
-    capability = str(getattr(device, "compute_capability", "") or "")
+    capability = capability_of(device)
     if capability.startswith("gfx"):
         return f"it was never tried on AMD's GPUs ({capability})"
     if capability and float(capability) < CAPABILITY:
         return f"a GPU of compute capability {capability} is too old, it takes {CAPABILITY} or newer"
     return _missing()
+
+
+def capability_of(device: Any | None) -> str:
+    """The compute capability of a GPU ("9.0"; AMD's begin with "gfx"), of JAX's first device if None; "" if unknown."""
+    device = jax.devices()[0] if device is None else device
+    return str(getattr(device, "compute_capability", "") or "")
+
+
+def is_roomy(device: Any | None) -> bool:
+    """Whether a GPU has as much shared memory as an H100."""
+    return capability_of(device).split(".")[0] in map(str, ROOMY)
 
 
 @functools.cache
@@ -67,12 +78,21 @@ def kernel_call(
     warps: int,
     stages: int,
     interpret: bool,
+    name: str,
 ) -> Callable[..., Sequence[jax.Array]]:
-    """`pl.pallas_call` for Triton; `interpret` runs the kernel's steps as plain JAX, on any backend, slowly."""
-    return pl.pallas_call(
-        kernel, out, grid=grid, in_specs=in_specs, out_specs=out_specs, interpret=interpret,
+    """`pl.pallas_call` for Triton.
+
+    Args:
+      warps: of 32 threads, that share one program's work.
+      stages: loads from memory under way at a time.
+      interpret: runs the kernel's steps as plain JAX, on any backend, slowly.
+      name: of a scope around the call: `plan` and profiles go by it.
+    """
+    call = pl.pallas_call(
+        kernel, out, grid=grid, in_specs=in_specs, out_specs=out_specs, interpret=interpret, name=name,
         compiler_params=None if interpret else _backend().CompilerParams(num_warps=warps, num_stages=stages),
     )  # fmt: skip
+    return jax.named_scope(name)(call)
 
 
 def load(ref: Any, width: int) -> jax.Array:

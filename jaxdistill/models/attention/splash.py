@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxdistill.models.attention.residuals import ATTENDED
+
 LANES = 128
 """Blocks hold a multiple of this many tokens."""
 BLOCK = 512
@@ -57,6 +59,12 @@ def attend_splash(
         block_q_dkv=size, block_kv_dkv=size, block_kv_dkv_compute=size,
         block_q_dq=size, block_kv_dq=size,
     )  # fmt: skip
-    kernel = sa.make_splash_mha_single_device(sa.MultiHeadMask([mask] * H), block_sizes=sizes, interpret=interpret)
+    kernel = sa.make_splash_mha_single_device(
+        sa.MultiHeadMask([mask] * H),
+        block_sizes=sizes,
+        interpret=interpret,
+        # of the result and of the softmax's statistics
+        residual_checkpoint_name=ATTENDED,
+    )
     out = jax.vmap(kernel)(q, k, v, sa.SegmentIds(ids, ids))
-    return out.transpose(0, 2, 1, 3)[:, :T, :, :D].astype(jnp.float32)
+    return out.transpose(0, 2, 1, 3)[:, :T, :, :D]
