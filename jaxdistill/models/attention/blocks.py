@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.attention.dense import MASKED, visible
+from jaxdistill.models.attention.residuals import name_residuals
 from jaxdistill.precision import precision_of
 
 BLOCK = 512
@@ -137,7 +138,7 @@ def _flash_forward(q, k, v, plan, window):
 
         return jax.lax.scan(one_block, None, (q, plan.rows, row_ids, first, end))[1]
 
-    out, logsumexp = jax.lax.map(one_row, (q, k, v, *plan[2:]))
+    out, logsumexp = name_residuals(*jax.lax.map(one_row, (q, k, v, *plan[2:])))
     return out, (q, k, v, plan, out, logsumexp)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxdistill.models.attention.residuals import ATTENDED
 from jaxdistill.precision import precision_of
 
 LANES = 128
@@ -53,7 +54,7 @@ def attend_splash(
     run = functools.partial(_run, window=None if window is None or window >= T else window, interpret=interpret)
     exact = precision_of(q.dtype) is not None
     out = _exactly(run, q, k, v, ids) if exact else run(q, k, v, ids)
-    return out.transpose(0, 2, 1, 3)[:, :T, :, :D].astype(jnp.float32)
+    return out.transpose(0, 2, 1, 3)[:, :T, :, :D]
 
 
 def _run(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *, window: int | None, interpret: bool) -> jax.Array:
@@ -71,7 +72,13 @@ def _run(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *, window: in
         block_q_dkv=size, block_kv_dkv=size, block_kv_dkv_compute=size,
         block_q_dq=size, block_kv_dq=size,
     )  # fmt: skip
-    kernel = sa.make_splash_mha_single_device(sa.MultiHeadMask([mask] * H), block_sizes=sizes, interpret=interpret)
+    kernel = sa.make_splash_mha_single_device(
+        sa.MultiHeadMask([mask] * H),
+        block_sizes=sizes,
+        interpret=interpret,
+        # of the result and of the softmax's statistics
+        residual_checkpoint_name=ATTENDED,
+    )
     return jax.vmap(kernel)(q, k, v, sa.SegmentIds(ids, ids))
 
 
