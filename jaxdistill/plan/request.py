@@ -16,7 +16,7 @@ from jaxdistill.models.decoder import REMAT
 from jaxdistill.plan.job import Job
 from jaxdistill.plan.targets import Topology
 from jaxdistill.records import RunDir, read_manifest
-from jaxdistill.train.parts import micro_batches_of
+from jaxdistill.train.defaults import micro_batches_of
 
 AXES = ("data", "fsdp", "tensor", "context")
 
