@@ -139,23 +139,26 @@ def run_layer(
             y = y + lora.scale * layers.matmul(low, p[name + LORA_B], dtype)
         return y.astype(activations)
 
-    def norm(name: str, x: jax.Array, out_dtype: Any = activations) -> jax.Array:
-        return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset, out_dtype=out_dtype)
+    def norm(name: str, x: jax.Array) -> jax.Array:
+        return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset, out_dtype=activations)
 
     h = norm("attention_norm", x_BTE)
     q = linear("q", h).reshape(B, T, c.num_heads, c.head_dim)
     k = linear("k", h).reshape(B, T, c.num_kv_heads, c.head_dim)
     v = linear("v", h).reshape(B, T, c.num_kv_heads, c.head_dim)
     if c.family.qk_norm:
-        # attention rounds them, once, when they are rotated and scaled
-        q, k = norm("q_norm", q, jnp.float32), norm("k_norm", k, jnp.float32)
+        q, k = norm("q_norm", q), norm("k_norm", k)
     if rope is not None:
         q, k = layers.apply_rope(q, rope), layers.apply_rope(k, rope)
     h = linear("o", attend(q, k, v))
     x_BTE = x_BTE + (norm("post_attention_norm", h) if c.family.sandwich_norms else h)
 
     h = norm("mlp_norm", x_BTE)
-    h = linear("down", layers.gated(c.family.activation, linear("gate", h), linear("up", h)))
+    gate, up = linear("gate", h), linear("up", h)
+    if activations == jnp.float32 or (lora is not None and "down" in lora.targets):
+        h = linear("down", layers.gated(c.family.activation, gate, up))
+    else:
+        h = layers.gated_matmul(c.family.activation, gate, up, dense(p["down"]), dtype, activations)
     return x_BTE + (norm("post_mlp_norm", h) if c.family.sandwich_norms else h)
 
 
