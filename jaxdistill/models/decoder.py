@@ -22,7 +22,6 @@ from jaxdistill.models.attention import attention, platform_of
 from jaxdistill.models.attention.cached import KV, attend_cached
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.lora import LORA_A, LORA_B, Lora, add_params
-from jaxdistill.models.quantize import dense
 from jaxdistill.models.rope import Rope
 from jaxdistill.parallel import mesh as meshes
 
@@ -44,6 +43,18 @@ REMAT: dict[str, Any] = {
 models that do not fit otherwise); its input and every matrix product; its input alone."""
 
 
+WEIGHT_AXES: Mapping[str, tuple[str, str]] = {
+    "q": ("embed", "heads"),
+    "k": ("embed", "kv_heads"),
+    "v": ("embed", "kv_heads"),
+    "o": ("heads", "embed"),
+    "gate": ("embed", "mlp"),
+    "up": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
+}
+"""Logical axes of a layer's matrices: inputs, outputs."""
+
+
 class Layers(nnx.Module):
     """The parameters of all L decoder layers, stacked, by name."""
 
@@ -63,10 +74,10 @@ class Layers(nnx.Module):
         q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         one = 0.0 if c.family.norm_offset else 1.0
         self.attention_norm = vector(c.hidden_size, "norm", one)
-        self.q = matrix(c.hidden_size, q_size, ("embed", "heads"))
-        self.k = matrix(c.hidden_size, kv_size, ("embed", "kv_heads"))
-        self.v = matrix(c.hidden_size, kv_size, ("embed", "kv_heads"))
-        self.o = matrix(q_size, c.hidden_size, ("heads", "embed"), shrink)
+        self.q = matrix(c.hidden_size, q_size, WEIGHT_AXES["q"])
+        self.k = matrix(c.hidden_size, kv_size, WEIGHT_AXES["k"])
+        self.v = matrix(c.hidden_size, kv_size, WEIGHT_AXES["v"])
+        self.o = matrix(q_size, c.hidden_size, WEIGHT_AXES["o"], shrink)
         if c.qkv_bias:
             self.q_bias = vector(q_size, "heads", 0.0)
             self.k_bias = vector(kv_size, "kv_heads", 0.0)
@@ -77,9 +88,9 @@ class Layers(nnx.Module):
             self.q_norm = vector(c.head_dim, "norm", one)
             self.k_norm = vector(c.head_dim, "norm", one)
         self.mlp_norm = vector(c.hidden_size, "norm", one)
-        self.gate = matrix(c.hidden_size, c.intermediate_size, ("embed", "mlp"))
-        self.up = matrix(c.hidden_size, c.intermediate_size, ("embed", "mlp"))
-        self.down = matrix(c.intermediate_size, c.hidden_size, ("mlp", "embed"), shrink)
+        self.gate = matrix(c.hidden_size, c.intermediate_size, WEIGHT_AXES["gate"])
+        self.up = matrix(c.hidden_size, c.intermediate_size, WEIGHT_AXES["up"])
+        self.down = matrix(c.intermediate_size, c.hidden_size, WEIGHT_AXES["down"], shrink)
         if c.family.sandwich_norms:
             self.post_attention_norm = vector(c.hidden_size, "norm", one)
             self.post_mlp_norm = vector(c.hidden_size, "norm", one)
@@ -99,26 +110,30 @@ def run_layer(
     attend: Attend,
     dtype: Any,
     lora: Lora | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """One layer, from its parameters `p` (slices of `Layers`' arrays): attention, then MLP, each added to x.
 
     Args:
       x_BTE: in the dtype of the activations, which every product's result is rounded to.
       rope: tables of `layers.rope_tables`; None in a layer without positions.
+      mesh: if the parameters are spread over one as `WEIGHT_AXES` says, they are gathered matrix by matrix.
     """
     c = config
     B, T, _ = x_BTE.shape
     activations = x_BTE.dtype
 
     def linear(name: str, x: jax.Array) -> jax.Array:
-        y = layers.matmul(x, dense(p[name]), dtype, activations)
+        inputs, outputs = WEIGHT_AXES[name]
+        y = layers.matmul(x, p[name], dtype, activations, meshes.weight_shardings(mesh, (inputs, outputs)))
         bias = p.get(f"{name}_bias")
         y = y if bias is None else y + layers.last_axis(bias, y.ndim)
         if lora is not None and name in lora.targets:
             if DROPOUT_KEY in p:
                 x = layers.dropout(x, lora.dropout, jax.random.fold_in(p[DROPOUT_KEY], lora.targets.index(name)))
-            low = layers.matmul(x, p[name + LORA_A], dtype, activations)
-            y = y + lora.scale * layers.matmul(low, p[name + LORA_B], dtype)
+            a, b = (meshes.weight_shardings(mesh, axes) for axes in ((inputs, None), (None, outputs)))
+            low = layers.matmul(x, p[name + LORA_A], dtype, activations, a)
+            y = y + lora.scale * layers.matmul(low, p[name + LORA_B], dtype, jnp.float32, b)
         return y.astype(activations)
 
     def norm(name: str, x: jax.Array, out_dtype: Any = activations) -> jax.Array:
@@ -240,7 +255,8 @@ class Decoder(nnx.Module):
                     mesh=self.mesh,
                 )
 
-            x = run_layer(p, self.config, x, rope[kind.rope] if kind.rope else None, attend, self.dtype, self.lora)
+            tables = rope[kind.rope] if kind.rope else None
+            x = run_layer(p, self.config, x, tables, attend, self.dtype, self.lora, self.mesh)
             return meshes.constrain(x, activations, self.mesh)
 
         if self.remat != "none":

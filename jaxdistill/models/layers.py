@@ -8,6 +8,7 @@ residual stream and every product's result, has the dtype of the activations (`D
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,39 +16,65 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxdistill.layouts import rows_first
+from jaxdistill.models.quantize import dense
+from jaxdistill.parallel.mesh import WeightShardings
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def matmul(x: jax.Array, w: jax.Array, dtype: DTypeLike, out_dtype: DTypeLike = jnp.float32) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def matmul(
+    x: jax.Array,
+    w: Any,
+    dtype: DTypeLike,
+    out_dtype: DTypeLike = jnp.float32,
+    shardings: WeightShardings | None = None,
+) -> jax.Array:
     """x [..., E] @ w [E, F] -> [..., F]: inputs rounded to `dtype`, products summed in fp32, backwards too.
 
     Args:
+      w: an array; or a quantized matrix, which is a constant: it has no gradient.
       out_dtype: of the result, to which the fp32 sums are rounded once; the gradient by x has x's dtype, that by w is
         fp32 until it is rounded to w's. An fp32 result is what makes bf16 inputs fast on CPUs with bf16 units; on
         accelerators it would double the bytes that every elementwise pass and the backward pass read.
+      shardings: of a matrix that several devices share; each gathers it, forward and backward, and their gradients by
+        it are summed to where it is stored. Left to itself XLA may cut the product in pieces that follow the matrix
+        around the devices, whose partial sums it adds in memory.
     """
-    return _dot(x, w, ((x.ndim - 1,), (0,)), dtype, out_dtype)
+    return _dot(x, _whole(w, dtype, shardings), ((x.ndim - 1,), (0,)), dtype, out_dtype)
 
 
-def _matmul_forward(x, w, dtype, out_dtype):
-    return matmul(x, w, dtype, out_dtype), (x, w)
+def _matmul_forward(x, w, dtype, out_dtype, shardings):
+    return matmul(x, w, dtype, out_dtype, shardings), (x, w)
 
 
-def _matmul_backward(dtype, out_dtype, saved, g):
+def _matmul_backward(dtype, out_dtype, shardings, saved, g):
     x, w = saved
-    dx = _dot(g, w, ((g.ndim - 1,), (1,)), dtype, x.dtype)
+    dx = _dot(g, _whole(w, dtype, shardings), ((g.ndim - 1,), (1,)), dtype, x.dtype)
+    if not isinstance(w, (jax.Array, np.ndarray)):
+        return dx, None
     rows = tuple(range(g.ndim - 1))
     dw = jax.lax.platform_dependent(
         x, g,
         cpu=lambda x, g: _over_tokens_on_cpu(x, g, dtype),
         default=lambda x, g: _dot(x, g, (rows, rows), dtype),
     )  # fmt: skip
+    dw = dw if shardings is None else shardings.scatter(dw)
     return dx, dw.astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _whole(w, dtype, shardings):
+    """w as an array in the products' dtype, gathered over the devices that share it, in as few bytes as it has.
+
+    This stands inside of `matmul`, so that what is kept for the backward pass is a device's own part.
+    """
+    if isinstance(w, (jax.Array, np.ndarray)):
+        w = w.astype(dtype)
+        return w if shardings is None else shardings.gather(w)
+    return dense(w if shardings is None else jax.tree.map(shardings.gather, w)).astype(dtype)
 
 
 def _over_tokens_on_cpu(x, g, dtype):

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.data.rows import FIELDS
 from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_shardings, params_of, split_params
+from jaxdistill.models.attention import platform_of
 from jaxdistill.parallel import mesh as meshes
 from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.distill import Distillation
@@ -27,6 +28,12 @@ State = dict[str, Any]
 nested containers of arrays."""
 PAIRS, ROLLOUTS = "pairs", "rollouts"
 """Parts of a batch that have rows of their own."""
+COMPILER_OPTIONS: Mapping[str, dict[str, Any]] = {
+    # products are not to be cut in pieces that follow a gathered matrix around the devices ("windowed einsum"), from
+    # this many MiB on: their fp32 partial sums would be added in memory, one permutation after the other
+    "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1 << 20},
+}
+"""By backend, of every step that is compiled; `plan` compiles the same step."""
 LOSS_MEMORY = 50
 """A loss is a spike against the running mean of about so many good steps, and not before there were so many."""
 
@@ -104,7 +111,8 @@ def make_step(
             metrics["learning_rate"] = jnp.float32(schedule(state["step"] - state["guard"]["skipped"]))
         return kept | {"step": state["step"] + 1, "guard": guard}, metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    options = COMPILER_OPTIONS.get(platform_of(model.mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
 def _judge(
