@@ -274,7 +274,8 @@ def _loop(
         if not wanted:
             return sums
         by_chunk, by_weights = gradients(slopes, chunk, weights, carry[2])
-        return sums, jax.lax.dynamic_update_slice_in_dim(carry[1], by_chunk.astype(carry[1].dtype), at * C, 0), by_weights
+        by_chunk = by_chunk.astype(carry[1].dtype)
+        return sums, jax.lax.dynamic_update_slice_in_dim(carry[1], by_chunk, at * C, 0), by_weights
 
     with jax.named_scope(CHUNKS):
         found = jax.lax.fori_loop(0, (jnp.sum(used) + C - 1) // C, body, carry)

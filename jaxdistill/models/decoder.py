@@ -33,14 +33,25 @@ UNROLLED = 8
 """Models of up to this many layers are not looped over (on 2 CPU cores, 3 layers of width 128: 103 -> 93 ms a step;
 8 layers of width 384: 8.0 -> 6.9 s)."""
 
+LAYER_INPUT = "layer_input"
+ATTENTION = ("attended", "attention_statistics")
+"""What attention's backward pass needs beside its queries, keys and values, which products give again."""
+_NAMED = jax.checkpoint_policies.save_only_these_names(*ATTENTION)
 REMAT: dict[str, Any] = {
     "none": None,
-    "attention": jax.checkpoint_policies.save_only_these_names("attended"),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _NAMED
+    ),
+    "attention": _NAMED,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT, *ATTENTION],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What the backward pass finds saved of each layer: everything; its input and what attention gave (the default for
-models that do not fit otherwise); its input and every matrix product; its input alone."""
+"""What the backward pass finds saved of each layer; see `TrainConfig.remat`."""
 
 
 WEIGHT_AXES: Mapping[str, tuple[str, str]] = {
@@ -255,7 +266,7 @@ class Decoder(nnx.Module):
                     mesh=self.mesh,
                 )
 
-            tables = rope[kind.rope] if kind.rope else None
+            x, tables = checkpoint_name(x, LAYER_INPUT), rope[kind.rope] if kind.rope else None
             x = run_layer(p, self.config, x, tables, attend, self.dtype, self.lora, self.mesh)
             return meshes.constrain(x, activations, self.mesh)
 

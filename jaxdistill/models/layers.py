@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxdistill.layouts import rows_first
 from jaxdistill.models.quantize import dense
 from jaxdistill.parallel.mesh import WeightShardings
+from jaxdistill.precision import precision_of
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
@@ -94,7 +95,11 @@ def _over_tokens_on_cpu(x, g, dtype):
 
 def _dot(a, b, contract, dtype, out_dtype=jnp.float32):
     return jax.lax.dot_general(
-        a.astype(dtype), b.astype(dtype), (contract, ((), ())), preferred_element_type=jnp.dtype(out_dtype)
+        a.astype(dtype),
+        b.astype(dtype),
+        (contract, ((), ())),
+        precision=precision_of(dtype),
+        preferred_element_type=jnp.dtype(out_dtype),
     )
 
 

@@ -17,7 +17,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.data.rows import FIELDS
 from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_shardings, params_of, split_params
-from jaxdistill.models.attention import platform_of
 from jaxdistill.parallel import mesh as meshes
 from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.distill import Distillation
@@ -28,12 +27,6 @@ State = dict[str, Any]
 nested containers of arrays."""
 PAIRS, ROLLOUTS = "pairs", "rollouts"
 """Parts of a batch that have rows of their own."""
-COMPILER_OPTIONS: Mapping[str, dict[str, Any]] = {
-    # products are not to be cut in pieces that follow a gathered matrix around the devices ("windowed einsum"), from
-    # this many MiB on: their fp32 partial sums would be added in memory, one permutation after the other
-    "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1 << 20},
-}
-"""By backend, of every step that is compiled; `plan` compiles the same step."""
 LOSS_MEMORY = 50
 """A loss is a spike against the running mean of about so many good steps, and not before there were so many."""
 
@@ -51,6 +44,7 @@ def make_step(
     contrast: Contrast | None = None,
     distillation: Distillation | None = None,
     on_policy: Distillation | None = None,
+    options: dict[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
     """The compiled step (state, batch, frozen parameters, teacher's parameters) -> (state, metrics).
 
@@ -65,6 +59,7 @@ def make_step(
       spike: a loss this many times its running mean is one; none is if absent.
       contrast: if given, the batch has rows of pairs too, in `batch["pairs"]`, whose loss is added.
       on_policy: how the rows are graded that a batch may have in `batch["rollouts"]`, sampled by the student.
+      options: of the compiler, see `parallel.options`.
     """
     weights = jnp.array((0.0, *region_weights), jnp.float32)
     dropout = model.lora is not None and model.lora.dropout > 0
@@ -111,7 +106,6 @@ def make_step(
             metrics["learning_rate"] = jnp.float32(schedule(state["step"] - state["guard"]["skipped"]))
         return kept | {"step": state["step"] + 1, "guard": guard}, metrics
 
-    options = COMPILER_OPTIONS.get(platform_of(model.mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
