@@ -23,12 +23,11 @@ from jaxdistill.models.attention import ATTENDED, STATISTICS, attention, keep_at
 from jaxdistill.models.attention.cached import KV, attend_cached
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.lora import LORA_A, LORA_B, Lora, add_params
-from jaxdistill.models.quantize import dense
 from jaxdistill.models.rope import Rope
 from jaxdistill.parallel import mesh as meshes
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B, T, H * D]: full attention, or attention to a cache."""
+"""(q [B,T,H,D] already scaled, k [B,T,K,D], v [B,T,K,D]) -> [B, T, H * D]: full attention, or attention to a cache."""
 
 
 UNROLLED = 8
@@ -62,6 +61,18 @@ class AttentionOptions:
     deterministic: bool = False
 
 
+WEIGHT_AXES: Mapping[str, tuple[str, str]] = {
+    "q": ("embed", "heads"),
+    "k": ("embed", "kv_heads"),
+    "v": ("embed", "kv_heads"),
+    "o": ("heads", "embed"),
+    "gate": ("embed", "mlp"),
+    "up": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
+}
+"""Logical axes of a layer's matrices: inputs, outputs."""
+
+
 class Layers(nnx.Module):
     """The parameters of all L decoder layers, stacked, by name."""
 
@@ -81,10 +92,10 @@ class Layers(nnx.Module):
         q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         one = 0.0 if c.family.norm_offset else 1.0
         self.attention_norm = vector(c.hidden_size, "norm", one)
-        self.q = matrix(c.hidden_size, q_size, ("embed", "heads"))
-        self.k = matrix(c.hidden_size, kv_size, ("embed", "kv_heads"))
-        self.v = matrix(c.hidden_size, kv_size, ("embed", "kv_heads"))
-        self.o = matrix(q_size, c.hidden_size, ("heads", "embed"), shrink)
+        self.q = matrix(c.hidden_size, q_size, WEIGHT_AXES["q"])
+        self.k = matrix(c.hidden_size, kv_size, WEIGHT_AXES["k"])
+        self.v = matrix(c.hidden_size, kv_size, WEIGHT_AXES["v"])
+        self.o = matrix(q_size, c.hidden_size, WEIGHT_AXES["o"], shrink)
         if c.qkv_bias:
             self.q_bias = vector(q_size, "heads", 0.0)
             self.k_bias = vector(kv_size, "kv_heads", 0.0)
@@ -95,9 +106,9 @@ class Layers(nnx.Module):
             self.q_norm = vector(c.head_dim, "norm", one)
             self.k_norm = vector(c.head_dim, "norm", one)
         self.mlp_norm = vector(c.hidden_size, "norm", one)
-        self.gate = matrix(c.hidden_size, c.intermediate_size, ("embed", "mlp"))
-        self.up = matrix(c.hidden_size, c.intermediate_size, ("embed", "mlp"))
-        self.down = matrix(c.intermediate_size, c.hidden_size, ("mlp", "embed"), shrink)
+        self.gate = matrix(c.hidden_size, c.intermediate_size, WEIGHT_AXES["gate"])
+        self.up = matrix(c.hidden_size, c.intermediate_size, WEIGHT_AXES["up"])
+        self.down = matrix(c.intermediate_size, c.hidden_size, WEIGHT_AXES["down"], shrink)
         if c.family.sandwich_norms:
             self.post_attention_norm = vector(c.hidden_size, "norm", one)
             self.post_mlp_norm = vector(c.hidden_size, "norm", one)
@@ -117,26 +128,30 @@ def run_layer(
     attend: Attend,
     dtype: Any,
     lora: Lora | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """One layer, from its parameters `p` (slices of `Layers`' arrays): attention, then MLP, each added to x.
 
     Args:
       x_BTE: in the dtype of the activations, which every product's result is rounded to.
       rope: tables of `layers.rope_tables`; None in a layer without positions.
+      mesh: if the parameters are spread over one as `WEIGHT_AXES` says, they are gathered matrix by matrix.
     """
     c = config
     B, T, _ = x_BTE.shape
     activations = x_BTE.dtype
 
     def linear(name: str, x: jax.Array) -> jax.Array:
-        y = layers.matmul(x, dense(p[name]), dtype, activations)
+        inputs, outputs = WEIGHT_AXES[name]
+        y = layers.matmul(x, p[name], dtype, activations, meshes.weight_shardings(mesh, (inputs, outputs)))
         bias = p.get(f"{name}_bias")
         y = y if bias is None else y + layers.last_axis(bias, y.ndim)
         if lora is not None and name in lora.targets:
             if DROPOUT_KEY in p:
                 x = layers.dropout(x, lora.dropout, jax.random.fold_in(p[DROPOUT_KEY], lora.targets.index(name)))
-            low = layers.matmul(x, p[name + LORA_A], dtype, activations)
-            y = y + lora.scale * layers.matmul(low, p[name + LORA_B], dtype)
+            a, b = (meshes.weight_shardings(mesh, axes) for axes in ((inputs, None), (None, outputs)))
+            low = layers.matmul(x, p[name + LORA_A], dtype, activations, a)
+            y = y + lora.scale * layers.matmul(low, p[name + LORA_B], dtype, jnp.float32, b)
         return y.astype(activations)
 
     def norm(name: str, x: jax.Array) -> jax.Array:
@@ -146,10 +161,17 @@ def run_layer(
     q = linear("q", h).reshape(B, T, c.num_heads, c.head_dim)
     k = linear("k", h).reshape(B, T, c.num_kv_heads, c.head_dim)
     v = linear("v", h).reshape(B, T, c.num_kv_heads, c.head_dim)
-    if c.family.qk_norm:
-        q, k = norm("q_norm", q), norm("k_norm", k)
-    if rope is not None:
-        q, k = layers.apply_rope(q, rope), layers.apply_rope(k, rope)
+
+    def placed(name: str, x: jax.Array, factor: float) -> jax.Array:
+        """Queries or keys: normed and rotated where the family does it, and times `factor`; rounded once."""
+        if c.family.qk_norm and rope is not None and activations != jnp.float32:
+            scale = p[name].astype(jnp.float32) + float(c.family.norm_offset)
+            return layers.norm_and_rope(x, scale, rope, c.rms_norm_eps, factor)
+        x = norm(name, x) if c.family.qk_norm else x
+        x = x if rope is None else layers.apply_rope(x, rope)
+        return (x.astype(jnp.float32) * factor).astype(activations)
+
+    q, k = placed("q_norm", q, c.query_scale), placed("k_norm", k, 1.0)
     h = linear("o", attend(q, k, v))
     x_BTE = x_BTE + (norm("post_attention_norm", h) if c.family.sandwich_norms else h)
 
@@ -158,7 +180,8 @@ def run_layer(
     if activations == jnp.float32 or (lora is not None and "down" in lora.targets):
         h = linear("down", layers.gated(c.family.activation, gate, up))
     else:
-        h = layers.gated_matmul(c.family.activation, gate, up, dense(p["down"]), dtype, activations)
+        shardings = meshes.weight_shardings(mesh, WEIGHT_AXES["down"])
+        h = layers.gated_matmul(c.family.activation, gate, up, p["down"], dtype, activations, shardings)
     return x_BTE + (norm("post_mlp_norm", h) if c.family.sandwich_norms else h)
 
 
@@ -193,6 +216,9 @@ class Decoder(nnx.Module):
       mesh: if set, activations are kept sharded over it.
       lora: if set, the layers' matrices have adapters.
       attention: the kernel of training's forward and backward passes.
+      layer_parts: under the remat policy `full`, a layer takes the rows of a batch in this many parts, one after the
+        other: what it works with, and its backward pass with, is as many times smaller; what is kept between layers is
+        not. Every device's rows have to divide by it.
     """
 
     def __init__(
@@ -206,9 +232,10 @@ class Decoder(nnx.Module):
         lora: Lora | None = None,
         activations: Any = None,
         attention: AttentionOptions | None = None,
+        layer_parts: int = 1,
     ):
         self.config, self.dtype, self.remat, self.mesh, self.lora = config, jnp.dtype(dtype), remat, mesh, lora
-        self.attention = attention or AttentionOptions()
+        self.attention, self.layer_parts = attention or AttentionOptions(), layer_parts
         self.activations = jnp.dtype(activations or (jnp.float32 if platform_of(mesh) == "cpu" else dtype))
         embed_key, head_key, layers_key = jax.random.split(key, 3)
         shape = (config.vocab_size, config.hidden_size)
@@ -251,14 +278,16 @@ class Decoder(nnx.Module):
         rope = self._rope_tables(positions_BT)
         activations = ("batch", "sequence", None)
 
-        def layer(x: jax.Array, p: Mapping[str, jax.Array], kind: LayerKind) -> jax.Array:
+        def layer(x: jax.Array, beside: Any, p: Mapping[str, jax.Array], kind: LayerKind) -> jax.Array:
+            tables, ids_BT = beside
+
             def attend(q, k, v):
                 return attention(
                     q,
                     k,
                     v,
-                    segment_ids_BT,
-                    scale=self.config.query_scale,
+                    ids_BT,
+                    scale=1.0,
                     window=kind.window,
                     dtype=self.dtype,
                     mesh=self.mesh,
@@ -267,12 +296,14 @@ class Decoder(nnx.Module):
                 )
 
             x = checkpoint_name(x, LAYER_INPUT)
-            x = run_layer(p, self.config, x, rope[kind.rope] if kind.rope else None, attend, self.dtype, self.lora)
+            x = run_layer(p, self.config, x, tables, attend, self.dtype, self.lora, self.mesh)
             return meshes.constrain(x, activations, self.mesh)
 
-        if self.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT[self.remat], static_argnums=2)
+        parts = self.layer_parts
+        if parts == 1 and self.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[self.remat], static_argnums=3)
         x = meshes.constrain(self._embedded(tokens_BT), activations, self.mesh)
+        x, rope, segment_ids_BT = self._cut((x, rope, segment_ids_BT))
         stacked = self.layer_params()
         if dropout_key is not None and self.lora is not None and self.lora.dropout:
             stacked[DROPOUT_KEY] = jax.random.split(dropout_key, self.config.num_layers)
@@ -282,12 +313,41 @@ class Decoder(nnx.Module):
 
             def block(x, p, kinds=kinds):
                 for i, kind in enumerate(kinds):
-                    x = layer(x, p if len(kinds) == 1 else jax.tree.map(lambda v, i=i: v[i], p), kind)
+                    own = p if len(kinds) == 1 else jax.tree.map(lambda v, i=i: v[i], p)
+                    beside = rope[kind.rope] if kind.rope else None, segment_ids_BT
+                    if parts == 1:
+                        x = layer(x, beside, own, kind)
+                    else:
+                        x = in_parts(functools.partial(layer, kind=kind), x, beside, own)
                 return x, None
 
             # a few layers compile as fast unrolled, and run faster: a loop's buffers are copied in and out
             x, _ = jax.lax.scan(block, x, run, unroll=self.config.num_layers <= UNROLLED)
+        x = self._joined(x)
         return self._final_norm(x)
+
+    def _cut(self, rows: Any) -> Any:
+        """Arrays [B, ...] as [parts, B / parts, ...]."""
+        if self.layer_parts == 1:
+            return rows
+        # every device gives an equal share of its own rows to each part, so that none of them has to move
+        alone, parts = self.mesh is None or self.mesh.size == 1, self.layer_parts
+
+        def cut(x: jax.Array) -> jax.Array:
+            x = x.reshape(*((parts, -1) if alone else (-1, parts)), *x.shape[1:])
+            x = x if alone else x.swapaxes(0, 1)
+            return meshes.constrain(x, (None, "batch", "sequence", *[None] * (x.ndim - 3)), self.mesh)
+
+        # tables have Rope as keys, which no tree of arrays can have
+        x, rope, ids = rows
+        return cut(x), {k: jax.tree.map(cut, v) for k, v in rope.items()}, jax.tree.map(cut, ids)
+
+    def _joined(self, x: jax.Array) -> jax.Array:
+        """`_cut` undone."""
+        if self.layer_parts == 1:
+            return x
+        x = x if self.mesh is None or self.mesh.size == 1 else x.swapaxes(0, 1)
+        return x.reshape(-1, *x.shape[2:])
 
     def project(self, hidden_BTE: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
         """Hidden states -> fp32 logits."""
@@ -336,9 +396,8 @@ class Decoder(nnx.Module):
 
         def attend(q, k, v, kind):
             filled.append(KV.of(k, v, self.dtype))
-            scale, window = self.config.query_scale, kind.window
             more = {"dtype": self.dtype, "mesh": self.mesh, "out_dtype": self.activations}
-            return attention(q, k, v, None, scale=scale, window=window, **more)
+            return attention(q, k, v, None, scale=1.0, window=kind.window, **more)
 
         # what pads a row lies behind its prompt, where the prompt cannot see it
         x = self._run(
@@ -376,7 +435,7 @@ class Decoder(nnx.Module):
                 filled[i],
                 length_B,
                 at,
-                scale=self.config.query_scale,
+                scale=1.0,
                 window=kind.window,
                 dtype=self.dtype,
                 platform=platform_of(self.mesh),
@@ -405,6 +464,46 @@ class Decoder(nnx.Module):
         else:
             logits = layers.matmul(x, projection_VE.T, self.dtype)
         return layers.softcap(logits, self.config.final_softcap)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_parts(run: Callable[..., jax.Array], x: jax.Array, beside: Any, p: Any) -> jax.Array:
+    """run(x[i], beside[i], p) for every part i, [parts, ...] -> [parts, ...]: one after the other, in x's own memory.
+
+    The backward pass keeps x alone and runs each part again, as `jax.checkpoint` does with `nothing_saveable`; what a
+    part works with is gone before the next one begins. `beside` is a constant to it.
+    """
+
+    def body(i: jax.Array, x: jax.Array) -> jax.Array:
+        part, others = _part((x, beside), i)
+        return jax.lax.dynamic_update_index_in_dim(x, run(part, others, p), i, 0)
+
+    return jax.lax.fori_loop(0, x.shape[0], body, x)
+
+
+def _in_parts_forward(run, x, beside, p):
+    return in_parts(run, x, beside, p), (x, beside, p)
+
+
+def _in_parts_backward(run, saved, g):
+    x, beside, p = saved
+
+    def body(i, carry):
+        g, by_p = carry
+        part, others, g_part = _part((x, beside, g), i)
+        _, pull = jax.vjp(lambda x, p: run(x, others, p), part, p)
+        by_x, more = pull(g_part)
+        return jax.lax.dynamic_update_index_in_dim(g, by_x, i, 0), jax.tree.map(jnp.add, by_p, more)
+
+    by_x, by_p = jax.lax.fori_loop(0, x.shape[0], body, (g, jax.tree.map(jnp.zeros_like, p)))
+    return by_x, None, by_p
+
+
+in_parts.defvjp(_in_parts_forward, _in_parts_backward)
+
+
+def _part(tree: Any, i: jax.Array) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), tree)
 
 
 def _blocks(p: jax.Array, first: int, period: int, repeats: int) -> jax.Array:

@@ -8,6 +8,7 @@ residual stream and every product's result, has the dtype of the activations (`D
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,44 +16,70 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxdistill.layouts import rows_first
+from jaxdistill.models.quantize import dense
+from jaxdistill.parallel.mesh import WeightShardings
 from jaxdistill.precision import precision_of
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def matmul(x: jax.Array, w: jax.Array, dtype: DTypeLike, out_dtype: DTypeLike = jnp.float32) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def matmul(
+    x: jax.Array,
+    w: Any,
+    dtype: DTypeLike,
+    out_dtype: DTypeLike = jnp.float32,
+    shardings: WeightShardings | None = None,
+) -> jax.Array:
     """x [..., E] @ w [E, F] -> [..., F]: inputs rounded to `dtype`, products summed in fp32, backwards too.
 
     Args:
+      w: an array; or a quantized matrix, which is a constant: it has no gradient.
       out_dtype: of the result, to which the fp32 sums are rounded once; the gradient by x has x's dtype, that by w is
         fp32 until it is rounded to w's. An fp32 result is what makes bf16 inputs fast on CPUs with bf16 units; on
         accelerators it would double the bytes that every elementwise pass and the backward pass read.
+      shardings: of a matrix that several devices share; each gathers it, forward and backward, and their gradients by
+        it are summed to where it is stored. Left to itself XLA may cut the product in pieces that follow the matrix
+        around the devices, whose partial sums it adds in memory.
     """
-    return _dot(x, w, ((x.ndim - 1,), (0,)), dtype, out_dtype)
+    return _dot(x, _whole(w, dtype, shardings), ((x.ndim - 1,), (0,)), dtype, out_dtype)
 
 
-def _matmul_forward(x, w, dtype, out_dtype):
-    return matmul(x, w, dtype, out_dtype), (x, w)
+def _matmul_forward(x, w, dtype, out_dtype, shardings):
+    return matmul(x, w, dtype, out_dtype, shardings), (x, w)
 
 
-def _matmul_backward(dtype, out_dtype, saved, g):
+def _matmul_backward(dtype, out_dtype, shardings, saved, g):
     x, w = saved
-    return _dot(g, w, ((g.ndim - 1,), (1,)), dtype, x.dtype), _by_matrix(x, g, w, dtype)
+    dx = _dot(g, _whole(w, dtype, shardings), ((g.ndim - 1,), (1,)), dtype, x.dtype)
+    return dx, _by_matrix(x, g, w, dtype, shardings)
 
 
-def _by_matrix(x, g, w, dtype):
-    """The gradient by w of what x @ w became, in w's dtype: an fp32 sum over all tokens."""
+def _by_matrix(x, g, w, dtype, shardings):
+    """The gradient by w of what x @ w became: fp32 sums over all tokens, in w's dtype. None if w is quantized."""
+    if not isinstance(w, (jax.Array, np.ndarray)):
+        return None
     rows = tuple(range(g.ndim - 1))
     dw = jax.lax.platform_dependent(
         x, g,
         cpu=lambda x, g: _over_tokens_on_cpu(x, g, dtype),
         default=lambda x, g: _dot(x, g, (rows, rows), dtype),
     )  # fmt: skip
-    return dw.astype(w.dtype)
+    return (dw if shardings is None else shardings.scatter(dw)).astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _whole(w, dtype, shardings):
+    """w as an array in the products' dtype, gathered over the devices that share it, in as few bytes as it has.
+
+    This stands inside of `matmul`, so that what is kept for the backward pass is a device's own part.
+    """
+    if isinstance(w, (jax.Array, np.ndarray)):
+        w = w.astype(dtype)
+        return w if shardings is None else shardings.gather(w)
+    return dense(w if shardings is None else jax.tree.map(shardings.gather, w)).astype(dtype)
 
 
 def _over_tokens_on_cpu(x, g, dtype):
@@ -114,26 +141,32 @@ def _through_gate(activation, gate, up, g):
 gated.defvjp(_gated_forward, _gated_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5, 6))
 def gated_matmul(
-    activation: str, gate: jax.Array, up: jax.Array, w: jax.Array, dtype: DTypeLike, out_dtype: DTypeLike
+    activation: str,
+    gate: jax.Array,
+    up: jax.Array,
+    w: Any,
+    dtype: DTypeLike,
+    out_dtype: DTypeLike = jnp.float32,
+    shardings: WeightShardings | None = None,
 ) -> jax.Array:
     """matmul(gated(activation, gate, up), w, ...), whose backward pass gates once for all of its gradients.
 
-    Of its two inputs, which are kept, one pass makes the gradients by both and the matrix's other operand.
+    Its two inputs are kept, and of them one pass makes the gradients by both and the other operand of that by w.
     """
-    return matmul(gated(activation, gate, up), w, dtype, out_dtype)
+    return matmul(gated(activation, gate, up), w, dtype, out_dtype, shardings)
 
 
-def _gated_matmul_forward(activation, gate, up, w, dtype, out_dtype):
-    return gated_matmul(activation, gate, up, w, dtype, out_dtype), (gate, up, w)
+def _gated_matmul_forward(activation, gate, up, w, dtype, out_dtype, shardings):
+    return gated_matmul(activation, gate, up, w, dtype, out_dtype, shardings), (gate, up, w)
 
 
-def _gated_matmul_backward(activation, dtype, out_dtype, saved, g):
+def _gated_matmul_backward(activation, dtype, out_dtype, shardings, saved, g):
     gate, up, w = saved
-    by_gated = _dot(g, w, ((g.ndim - 1,), (1,)), dtype, gate.dtype)
+    by_gated = _dot(g, _whole(w, dtype, shardings), ((g.ndim - 1,), (1,)), dtype, gate.dtype)
     by_gate, by_up, h = _through_gate(activation, gate, up, by_gated)
-    return by_gate, by_up, _by_matrix(h, g, w, dtype)
+    return by_gate, by_up, _by_matrix(h, g, w, dtype, shardings)
 
 
 gated_matmul.defvjp(_gated_matmul_forward, _gated_matmul_backward)
@@ -220,3 +253,50 @@ def apply_rope(x_BTHD: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Ar
     cos, sin = tables
     a, b = jnp.split(_fp32(x_BTHD), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def norm_and_rope(
+    x_BTHD: jax.Array, scale: jax.Array, tables: tuple[jax.Array, jax.Array], eps: float, factor: float = 1.0
+) -> jax.Array:
+    """apply_rope(rms_norm(x, scale, eps), tables) * factor, for x in less than fp32; rounded once, to x's dtype.
+
+    No fp32 array of its size lies in between, forwards or backwards.
+
+    Args:
+      scale: fp32 [D], as it multiplies.
+    """
+    return _norm_and_rope_forward(x_BTHD, scale, tables, eps, factor)[0]
+
+
+def _norm_and_rope_forward(x_BTHD, scale, tables, eps, factor):
+    # the rotation does not change a length, so the norm may come last: two passes, a reduction and this
+    inverse = _inverse_rms(_fp32(x_BTHD), eps)
+    rotated = apply_rope(_fp32(x_BTHD) * last_axis(scale, x_BTHD.ndim), tables) * (inverse * factor)
+    return rotated.astype(x_BTHD.dtype), (x_BTHD, scale, tables, inverse)
+
+
+def _norm_and_rope_backward(eps, factor, saved, g):
+    x, scale, (cos, sin), inverse = saved
+
+    def halves(g):
+        """By half of a head: the gradient by what was rotated, x, and the scale."""
+        g_a, g_b = jnp.split(_fp32(g) * factor, 2, axis=-1)
+        by_y = g_a * cos + g_b * sin, g_b * cos - g_a * sin
+        return zip(by_y, jnp.split(_fp32(x), 2, axis=-1), jnp.split(last_axis(scale, x.ndim), 2, axis=-1), strict=True)
+
+    # three passes, each from g and x: behind barriers XLA does not see that they share work, which it would write in
+    # fp32 and read again
+    along = sum(jnp.sum(by_y * part * half, axis=-1, keepdims=True) for by_y, part, half in halves(g))
+    along = along * jnp.square(inverse) / x.shape[-1]
+    leading = tuple(range(x.ndim - 1))
+    by_scale = [jnp.sum(by_y * part * inverse, axis=leading) for by_y, part, _ in halves(_apart(g))]
+    dx = [(inverse * (by_y * half - along * part)).astype(x.dtype) for by_y, part, half in halves(_apart(g))]
+    return jnp.concatenate(dx, axis=-1), jnp.concatenate(by_scale), None
+
+
+def _apart(x: jax.Array) -> jax.Array:
+    return jax.lax.optimization_barrier(x)
+
+
+norm_and_rope.defvjp(_norm_and_rope_forward, _norm_and_rope_backward)

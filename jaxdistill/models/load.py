@@ -33,10 +33,12 @@ def abstract_model(
     lora: Lora | None = None,
     activations: Any = None,
     attention: AttentionOptions | None = None,
+    layer_parts: int = 1,
 ) -> Decoder:
     """A model with shapes for parameters, which costs no memory; the arguments are those of `Decoder`."""
-    more = {"dtype": dtype, "remat": remat, "mesh": mesh, "lora": lora, "activations": activations}
-    return nnx.eval_shape(lambda: Decoder(config, key=jax.random.key(0), attention=attention, **more))
+    more: dict[str, Any] = {"dtype": dtype, "remat": remat, "mesh": mesh, "lora": lora, "activations": activations}
+    more |= {"attention": attention, "layer_parts": layer_parts}
+    return nnx.eval_shape(lambda: Decoder(config, key=jax.random.key(0), **more))
 
 
 def param_shardings(

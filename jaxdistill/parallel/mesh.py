@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -120,6 +121,30 @@ def sharding(
 def ways(mesh: Mesh | AbstractMesh, target: str | tuple[str, ...] | None) -> int:
     """Into how many parts an entry of a PartitionSpec splits an axis."""
     return math.prod(mesh.shape[axis] for axis in ((target,) if isinstance(target, str) else target or ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightShardings:
+    """Where a layer's matrix lies between its uses, and while a product takes it: whole along the axes of FSDP."""
+
+    stored: NamedSharding
+    used: NamedSharding
+
+    def gather(self, w: jax.Array) -> jax.Array:
+        """The matrix as a product takes it. Round it to the products' dtype first: what is gathered is what is sent."""
+        # both, or XLA may gather first and round after
+        return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(w, self.stored), self.used)
+
+    def scatter(self, dw: jax.Array) -> jax.Array:
+        """The gradient by the matrix, which every device has of its own rows, summed to where the matrix is stored."""
+        return jax.lax.with_sharding_constraint(dw, self.stored)
+
+
+def weight_shardings(mesh: Mesh | None, axes: tuple[str | None, ...]) -> WeightShardings | None:
+    """Of a matrix with these logical axes; None where there is nothing to gather, without a mesh or on one device."""
+    if mesh is None or mesh.size == 1:
+        return None
+    return WeightShardings(sharding(mesh, axes), sharding(mesh, axes, rules={**RULES, "embed": None}))
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...], mesh: Mesh | None) -> jax.Array:

@@ -72,6 +72,24 @@ def has_bf16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not BF16_UNITS.isdisjoint(flags.partition(":")[2].split())
 
 
+LAYER_TOKENS = 8192
+"""Tokens that keep an accelerator's matrix units busy in one layer."""
+
+
+def layer_parts_of(platform: str, remat: str, rows: int, row_tokens: int, adapters: bool) -> int:
+    """In how many parts a layer takes a device's rows: the most that leave each of them `LAYER_TOKENS`, or one row.
+
+    More tokens at once make a layer no faster, and its memory grows with them. CPUs cut whole steps instead. Policies
+    other than `full` are for those who have the memory. Beside adapters most of a layer's parameters are constants.
+
+    Args:
+      rows, row_tokens: of a micro-batch on one device.
+    """
+    if platform == "cpu" or remat != "full" or adapters:
+        return 1
+    return next((n for n in range(rows, 1, -1) if rows % n == 0 and rows // n * row_tokens >= LAYER_TOKENS), 1)
+
+
 MEMORY_SHARE = 0.85
 """Of a device's memory that the estimate may fill: it knows neither fragmentation nor what libraries take."""
 HEAD_BYTES = 1.5e9

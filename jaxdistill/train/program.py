@@ -29,7 +29,7 @@ from jaxdistill.parallel import mesh as meshes
 from jaxdistill.parallel.mesh import RULES
 from jaxdistill.parallel.options import step_options
 from jaxdistill.train.contrastive import Contrast
-from jaxdistill.train.defaults import compute_dtype_of, micro_batches_of, remat_of, step_size
+from jaxdistill.train.defaults import compute_dtype_of, layer_parts_of, micro_batches_of, remat_of, step_size
 from jaxdistill.train.distill import Distillation
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
 from jaxdistill.train.step import State, make_step, state_shapes, state_shardings
@@ -157,8 +157,11 @@ def make_program(
     shardings = state_shardings(student, optimizer, mesh, lora)
     attention = AttentionOptions(train.attention, max_segments, train.deterministic)
     model = abstract_model(
-        student, dtype=train.compute_dtype, remat=train.remat, mesh=mesh, lora=lora, attention=attention
-    )
+        student, dtype=train.compute_dtype, remat=train.remat, mesh=mesh, lora=lora, attention=attention,
+        layer_parts=layer_parts_of(
+            platform_of(mesh), train.remat, train.batch_rows // micro_batches // ways, row_tokens, lora is not None
+        ),
+    )  # fmt: skip
     step = make_step(
         model,
         optimizer,

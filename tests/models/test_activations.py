@@ -8,6 +8,7 @@ import torch
 
 from jaxdistill.losses import chunked_cross_entropy
 from jaxdistill.models import Lora, abstract_model, layers, load_hf, params_of, with_lora, with_params
+from jaxdistill.parallel.mesh import make_mesh
 from tests.models import tiny
 from tests.models.test_parity import CASES, tokens_of
 
@@ -125,3 +126,66 @@ def test_adapters_and_biases_do_not_widen_the_stream(tmp_path):
     ids = jnp.asarray(tokens_of((1, 12)))
     assert in_bf16(model).hidden(ids).dtype == BF16
     assert model.hidden(ids).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25, 0.3])
+@pytest.mark.parametrize("stretch", [1.0, 1.3])
+def test_norm_and_rotation_in_one_have_the_gradients_of_the_two(factor, stretch):
+    rng = np.random.default_rng(4)
+    shape, D = (2, 7, 3, 16), 16
+    x, g = (jnp.asarray(rng.normal(size=shape), BF16) for _ in range(2))
+    scale = jnp.asarray(rng.normal(size=D), jnp.float32)
+    frequencies = np.asarray(10000.0 ** (-np.arange(0, D, 2) / D), np.float32)
+    tables = layers.rope_tables(jnp.broadcast_to(jnp.arange(7)[None], (2, 7)), frequencies, stretch)
+
+    def joined(x, scale):
+        return layers.norm_and_rope(x, scale, tables, 1e-6, factor)
+
+    def apart(x, scale):
+        return layers.apply_rope(layers.rms_norm(x, scale, 1e-6), tables) * factor
+
+    got, pull = jax.vjp(joined, x, scale)
+    want, pull_fp32 = jax.vjp(apart, x.astype(jnp.float32), scale)
+    assert got.dtype == BF16
+    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=2**-8, atol=1e-6)
+    (dx, by_scale), (want_dx, want_by_scale) = pull(g), pull_fp32(g.astype(jnp.float32))
+    np.testing.assert_allclose(dx.astype(jnp.float32), want_dx, atol=2**-8 * float(jnp.abs(want_dx).max()))
+    np.testing.assert_allclose(by_scale, want_by_scale, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gated_product_has_the_gradients_of_gate_and_product():
+    rng = np.random.default_rng(5)
+    gate, up = (jnp.asarray(rng.normal(size=(2, 5, 24)), BF16) for _ in range(2))
+    w, g = jnp.asarray(rng.normal(size=(24, 7)), jnp.float32), jnp.asarray(rng.normal(size=(2, 5, 7)), BF16)
+    for activation in layers.ACTIVATIONS:
+        joined = jax.vjp(lambda *a, name=activation: layers.gated_matmul(name, *a, BF16, BF16), gate, up, w)
+        apart = jax.vjp(
+            lambda a, b, w, name=activation: layers.matmul(layers.gated(name, a, b), w, BF16, BF16), gate, up, w
+        )
+        np.testing.assert_array_equal(joined[0], apart[0])
+        for ours, theirs in zip(joined[1](g), apart[1](g), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("sizes", [None, {"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2, "context": 2}])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_layers_that_take_rows_in_parts_change_nothing(tmp_path, sizes, family):
+    """Hidden states and gradients are those of whole batches, whatever part a row is in."""
+    tiny.make(family, tmp_path, tie=True, num_attention_heads=4, num_key_value_heads=2, vocab_size=96)
+    mesh = None if sizes is None else make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+    ids = jnp.asarray(tokens_of((8, 24), vocab=96))
+    segments = jnp.asarray(np.sort(np.random.default_rng(6).integers(1, 4, (8, 24))), jnp.int32)
+    model = load_hf(tmp_path, mesh)
+    params, weights = params_of(model), jnp.asarray(np.random.default_rng(7).normal(size=(8, 24, 48)), jnp.float32)
+
+    def loss(params, parts):
+        abstract = abstract_model(model.config, mesh=mesh, remat="full", layer_parts=parts)
+        return jnp.sum(with_params(abstract, params).hidden(ids, None, segments) * weights)
+
+    compiled = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    want, by_whole = compiled(params, 1)
+    for parts in (2,) if mesh is not None else (2, 4, 8):
+        got, by_parts = compiled(params, parts)
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+        for a, b in zip(jax.tree.leaves(by_whole), jax.tree.leaves(by_parts), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()) + 1e-6)

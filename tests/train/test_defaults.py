@@ -15,6 +15,7 @@ from jaxdistill.train.defaults import (
     compute_dtype_of,
     has_bf16_units,
     kept_bytes,
+    layer_parts_of,
     micro_batches_of,
     remat_of,
     resident_bytes,
@@ -161,6 +162,16 @@ def test_nothing_of_the_step_is_left_open():
 
 
 def test_determinism_is_an_option_of_gpus_alone():
-    assert step_options("gpu", deterministic=True) == {"xla_gpu_deterministic_ops": True}
+    assert step_options("gpu", deterministic=True)["xla_gpu_deterministic_ops"] is True
+    assert "xla_gpu_deterministic_ops" not in step_options("gpu")
     for platform in ("cpu", "tpu"):
         assert step_options(platform, deterministic=True) == step_options(platform, deterministic=False)
+
+
+def test_a_layer_takes_no_more_rows_at_once_than_keep_the_device_busy():
+    assert layer_parts_of("gpu", "full", 4, 8192, False) == layer_parts_of("tpu", "full", 4, 16384, False) == 4
+    assert layer_parts_of("gpu", "full", 8, 4096, False) == 4
+    assert layer_parts_of("gpu", "full", 6, 4096, False) == 3
+    assert layer_parts_of("gpu", "full", 1, 65536, False) == layer_parts_of("gpu", "full", 8, 512, False) == 1
+    for other in (("cpu", "full", 4, 8192, False), ("gpu", "dots", 4, 8192, False), ("gpu", "full", 4, 8192, True)):
+        assert layer_parts_of(*other) == 1
