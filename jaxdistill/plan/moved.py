@@ -21,6 +21,8 @@ from jaxdistill.plan.products import MATRIX_CALLS, attention_kernel
 
 INSIDE = ("products", "attention", "collectives")
 """What has a cost model of its own; everything else is limited by the memory's bandwidth alone."""
+HOST = 5
+"""The memory space of the host."""
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 _FREE = {
@@ -38,7 +40,7 @@ _WHOLE = ("dot", "convolution", "sort", "reduce-window", "select-and-scatter", "
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\](\{[^}]*\})?")
 
 
-def moved_bytes(op: Op, ops: Mapping[str, Op], computations: Computations, apart: tuple[int, ...] = (5,)) -> float:
+def moved_bytes(op: Op, ops: Mapping[str, Op], computations: Computations, apart: tuple[int, ...] = (HOST,)) -> float:
     """Bytes that one run of an instruction reads and writes; loops and calls count nothing beside what they run.
 
     Args:
@@ -89,8 +91,8 @@ def _target(op: Op) -> str:
 
 
 def memory_spaces_apart(platform: str) -> tuple[int, ...]:
-    """Memory spaces in the text of a program that are not HBM: 5 is the host; TPUs have vector and scalar memory."""
-    return (1, 2, 3, 4, 5) if platform == "tpu" else (5,)
+    """Memory spaces in the text of a program that are not HBM; TPUs have vector and scalar memory."""
+    return (1, 2, 3, 4, HOST) if platform == "tpu" else (HOST,)
 
 
 def _called(op: Op, computations: Computations) -> Mapping[str, Op] | None:

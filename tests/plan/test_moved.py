@@ -242,6 +242,8 @@ def test_what_is_not_in_hbm_does_not_count():
     ROOT %d = f32[4,8]{1,0:S(5)} copy-done(%s)
     """
     assert moved(host) == {"copies": 128}
+    lines = MAIN.format(host.strip())
+    assert analyze(lines, 1).offloaded_bytes == 128
     assert 5 in memory_spaces_apart("gpu")
 
 
