@@ -16,7 +16,6 @@ from jaxdistill.plan.costs import outside_bytes
 from jaxdistill.plan.job import Compiled, Traffic
 from jaxdistill.plan.targets import Topology
 
-
 HOST_GBPS = 64
 """Between a GPU and its host's memory, one way: PCIe of the fifth generation, 16 lanes."""
 
