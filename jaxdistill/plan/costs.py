@@ -133,10 +133,10 @@ class _Walk:
             branches = re.findall(r"%([\w.\-]+)", op.attribute(r"branch_computations=\{([^}]*)\}") or "")
             taken = op.attribute(r"true_computation=%?([\w.\-]+)") or branches[-1]
             self.run(taken, times, False, seen)
-        elif op.opcode in ("fusion", "call", "async-start"):
+        elif op.opcode in ("fusion", "fusion-start", "call", "async-start"):
             called = op.attribute(r"(?:calls|to_apply)=%?([\w.\-]+)")
             if called:
-                self.run(called, times, fused or op.opcode == "fusion", seen)
+                self.run(called, times, fused or op.opcode.startswith("fusion"), seen)
 
     def _call(self, op: Op, ops: Mapping[str, Op], times: float) -> None:
         target = op.attribute(r'custom_call_target="([^"]+)"') or "?"

@@ -96,7 +96,8 @@ def memory_spaces_apart(platform: str) -> tuple[int, ...]:
 
 
 def _called(op: Op, computations: Computations) -> Mapping[str, Op] | None:
-    return computations[op.attribute(r"calls=%?([\w.\-]+)") or ""] if op.opcode == "fusion" else None
+    fused = op.opcode in ("fusion", "fusion-start")
+    return computations[op.attribute(r"calls=%?([\w.\-]+)") or ""] if fused else None
 
 
 def _opcodes(op: Op, computations: Computations) -> set[str]:
@@ -204,13 +205,26 @@ def _results(op: Op, apart: tuple[int, ...]) -> list[float]:
     sizes = _sizes(op.type, apart)
     if op.opcode == "copy-start":  # (destination, source, context)
         return sizes[:1]
-    if op.opcode.endswith("-start") and op.type.startswith("("):  # (operands, results, context)
+    if op.opcode.endswith("-start") and op.type.startswith("(("):  # ((operands), results, context)
+        return _sizes(_parts(op.type)[1], apart)
+    if op.opcode.endswith("-start") and op.type.startswith("("):  # (operands..., results..., context)
         # the context is words; what is not in HBM still has its place
         arrays = [size for size, full in zip(sizes, _sizes(op.type, ()), strict=True) if full > 4]
         return arrays[len(arrays) // 2 :]
     if op.opcode == "custom-call":
         return [size for size, array in zip(sizes, _ARRAY.finditer(op.type), strict=True) if array.group(1) != "u8"]
     return sizes
+
+
+def _parts(kind: str) -> list[str]:
+    """The parts of a tuple's type."""
+    parts, depth, begin = [], 0, 1
+    for at, letter in enumerate(kind):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(letter, 0)
+        if (letter == "," and depth == 1) or (letter == ")" and depth == 0):
+            parts.append(kind[begin:at].strip())
+            begin = at + 1
+    return parts
 
 
 def _sizes(kind: str, apart: tuple[int, ...]) -> list[float]:

@@ -180,6 +180,14 @@ def test_a_product_takes_as_long_as_its_flops_or_its_bytes():
     assert estimate(compiled(products=[thin], cycles=0.0), H200, FAST).compute == pytest.approx(3 * 9e9 / bandwidth)
 
 
+def test_what_goes_to_the_host_is_hidden_as_far_as_there_is_work():
+    def seconds(size):
+        return estimate(compiled(cycles=0.0, products=[(1e13, 0.0, 1.0)], offloaded_bytes=size), H200, FAST).seconds
+
+    assert seconds(1e9) == seconds(0.0)
+    assert seconds(64e9 * FAST.links * 100) == pytest.approx(100)
+
+
 def plan_of(job, topology, **more):
     found = compiled(**more)
     return Plan(
