@@ -55,6 +55,8 @@ class Case:
 CASES = (
     Case(topology="h100:1", student="Qwen3-0.6B", rows=4, row_tokens=8192, remat="full"),
     Case(topology="h100:1", student="Qwen3-0.6B", rows=4, row_tokens=8192, remat="attention"),
+    Case(topology="h100:1", student="Qwen3-0.6B", rows=4, row_tokens=8192, remat="dots"),
+    Case(topology="h100:1", student="Qwen3-0.6B", rows=4, row_tokens=8192, remat="offload"),
     Case(topology="h100:1", student="Qwen3-1.7B", rows=4, row_tokens=8192, remat="full"),
     Case(topology="h100:1", student="Qwen3-8B", rows=1, row_tokens=8192, remat="full", lora=True),
     Case(topology="v6e:2x4", student="Qwen3-1.7B", rows=8, row_tokens=8192, remat="full"),
@@ -150,6 +152,7 @@ def figures(text: str, found: dict[str, Any], platform: str) -> dict[str, Any]:
         "workspace_bytes": workspace,
         "peak_bytes": found["peak_bytes"] + workspace,
         "moved": dict(costs.moved),
+        "offloaded_bytes": costs.offloaded_bytes,
         "outside_bytes": outside_bytes(costs.moved),
         "kernels": dict(costs.kernels),
         "forward_kernels": forward_kernels(costs.kernels) / found["layers"],
@@ -191,6 +194,8 @@ def details(results: dict[str, Any], largest: int) -> str:
     for name, found in results.items():
         moved = sorted(found["moved"].items(), key=lambda item: -item[1])
         lines.append(f"{name}: " + ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in moved) + " GB moved")
+        if found.get("offloaded_bytes"):
+            lines.append(f"    {found['offloaded_bytes'] / 1e9:.1f} GB to the host's memory and back")
         if found["kernels"]:
             lines.append("    " + ", ".join(f"{kernel} x{count:,.0f}" for kernel, count in found["kernels"].items()))
         lines += [f"    counted once: loop {scope}" for scope in found["unknown_loops"]]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from jaxdistill.plan.hlo import Computations, Op, array_bytes, parse, replica_group
 from jaxdistill.plan.loops import counted
-from jaxdistill.plan.moved import COLLECTIVES, INSIDE, category_of, memory_spaces_apart, moved_bytes
+from jaxdistill.plan.moved import COLLECTIVES, HOST, INSIDE, category_of, memory_spaces_apart, moved_bytes
 from jaxdistill.plan.products import (
     MATRIX_CALLS,
     attention_flops,
@@ -52,6 +52,8 @@ class Costs:
     collective_calls: defaultdict[Collective, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     moved: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     """Bytes that are read from and written to memory, by category (`moved`)."""
+    offloaded_bytes: float = 0.0
+    """Bytes that go to or come from the host's memory (offloaded activations; GPUs)."""
     moved_by: defaultdict[tuple[str, str, str], float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     """The same by category, instruction, and scope."""
     products: defaultdict[tuple[float, float], float] = dataclasses.field(default_factory=lambda: defaultdict(float))
@@ -111,6 +113,9 @@ class _Walk:
 
     def _moved(self, op: Op, ops: Mapping[str, Op], times: float, flops: float) -> None:
         size = moved_bytes(op, ops, self.all, self.apart)
+        if HOST in self.apart and f"S({HOST})" in op.type + "".join(ops[o].type for o in op.operands if o in ops):
+            elsewhere = tuple(space for space in self.apart if space != HOST)
+            self.costs.offloaded_bytes += times * (moved_bytes(op, ops, self.all, elsewhere) - size)
         if size:
             category = category_of(op, self.all)
             self.costs.moved[category] += times * size
@@ -128,10 +133,10 @@ class _Walk:
             branches = re.findall(r"%([\w.\-]+)", op.attribute(r"branch_computations=\{([^}]*)\}") or "")
             taken = op.attribute(r"true_computation=%?([\w.\-]+)") or branches[-1]
             self.run(taken, times, False, seen)
-        elif op.opcode in ("fusion", "call", "async-start"):
+        elif op.opcode in ("fusion", "fusion-start", "call", "async-start"):
             called = op.attribute(r"(?:calls|to_apply)=%?([\w.\-]+)")
             if called:
-                self.run(called, times, fused or op.opcode == "fusion", seen)
+                self.run(called, times, fused or op.opcode.startswith("fusion"), seen)
 
     def _call(self, op: Op, ops: Mapping[str, Op], times: float) -> None:
         target = op.attribute(r'custom_call_target="([^"]+)"') or "?"

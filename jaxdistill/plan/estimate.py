@@ -16,6 +16,9 @@ from jaxdistill.plan.costs import outside_bytes
 from jaxdistill.plan.job import Compiled, Traffic
 from jaxdistill.plan.targets import Topology
 
+HOST_GBPS = 64
+"""Between a GPU and its host's memory, one way: PCIe of the fifth generation, 16 lanes."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assumptions:
@@ -77,6 +80,8 @@ def estimate(found: Compiled, topology: Topology, given: Assumptions, *, quick: 
     kernels = sum(found.kernel_flops.values()) / (peak * given.kernels)
     background = sum(seconds_of(t, topology) for t in found.traffic if t.asynchronous) / given.links
     waited = sum(seconds_of(t, topology) for t in found.traffic if not t.asynchronous) / given.links
+    # to the host and back, beside computation
+    background += found.offloaded_bytes / (HOST_GBPS * 1e9 * given.links)
     hidden = min(background * given.hidden, compute + memory + kernels)
     return Estimate(compute=compute, memory=memory, kernels=kernels, exposed=waited + background - hidden)
 

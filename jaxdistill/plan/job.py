@@ -82,7 +82,11 @@ class Compiled:
     """Bytes that are read from and written to memory, by category (`moved`)."""
     products: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
     """Matrix products: FLOPs and bytes moved of one, and how many there are."""
+    offloaded_bytes: float = 0.0
+    """Bytes that go to or come from the host's memory."""
     layers: int = 0
+    remat: str = ""
+    """The policy that the step has: what `auto` came to."""
     attention: str = ""
     """The kernel that was chosen for this backend, of `models.attention.KERNELS`."""
 
@@ -100,3 +104,5 @@ class OutOfMemory:
     needed_bytes: float
     available_bytes: float
     text: str
+    remat: str = ""
+    """The policy that the step had."""

@@ -21,6 +21,8 @@ from jaxdistill.plan.products import MATRIX_CALLS, attention_kernel
 
 INSIDE = ("products", "attention", "collectives")
 """What has a cost model of its own; everything else is limited by the memory's bandwidth alone."""
+HOST = 5
+"""The memory space of the host."""
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 _FREE = {
@@ -38,7 +40,7 @@ _WHOLE = ("dot", "convolution", "sort", "reduce-window", "select-and-scatter", "
 _ARRAY = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\](\{[^}]*\})?")
 
 
-def moved_bytes(op: Op, ops: Mapping[str, Op], computations: Computations, apart: tuple[int, ...] = (5,)) -> float:
+def moved_bytes(op: Op, ops: Mapping[str, Op], computations: Computations, apart: tuple[int, ...] = (HOST,)) -> float:
     """Bytes that one run of an instruction reads and writes; loops and calls count nothing beside what they run.
 
     Args:
@@ -89,12 +91,13 @@ def _target(op: Op) -> str:
 
 
 def memory_spaces_apart(platform: str) -> tuple[int, ...]:
-    """Memory spaces in the text of a program that are not HBM: 5 is the host; TPUs have vector and scalar memory."""
-    return (1, 2, 3, 4, 5) if platform == "tpu" else (5,)
+    """Memory spaces in the text of a program that are not HBM; TPUs have vector and scalar memory."""
+    return (1, 2, 3, 4, HOST) if platform == "tpu" else (HOST,)
 
 
 def _called(op: Op, computations: Computations) -> Mapping[str, Op] | None:
-    return computations[op.attribute(r"calls=%?([\w.\-]+)") or ""] if op.opcode == "fusion" else None
+    fused = op.opcode in ("fusion", "fusion-start")
+    return computations[op.attribute(r"calls=%?([\w.\-]+)") or ""] if fused else None
 
 
 def _opcodes(op: Op, computations: Computations) -> set[str]:
@@ -202,13 +205,26 @@ def _results(op: Op, apart: tuple[int, ...]) -> list[float]:
     sizes = _sizes(op.type, apart)
     if op.opcode == "copy-start":  # (destination, source, context)
         return sizes[:1]
-    if op.opcode.endswith("-start") and op.type.startswith("("):  # (operands, results, context)
+    if op.opcode.endswith("-start") and op.type.startswith("(("):  # ((operands), results, context)
+        return _sizes(_parts(op.type)[1], apart)
+    if op.opcode.endswith("-start") and op.type.startswith("("):  # (operands..., results..., context)
         # the context is words; what is not in HBM still has its place
         arrays = [size for size, full in zip(sizes, _sizes(op.type, ()), strict=True) if full > 4]
         return arrays[len(arrays) // 2 :]
     if op.opcode == "custom-call":
         return [size for size, array in zip(sizes, _ARRAY.finditer(op.type), strict=True) if array.group(1) != "u8"]
     return sizes
+
+
+def _parts(kind: str) -> list[str]:
+    """The parts of a tuple's type."""
+    parts, depth, begin = [], 0, 1
+    for at, letter in enumerate(kind):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(letter, 0)
+        if (letter == "," and depth == 1) or (letter == ")" and depth == 0):
+            parts.append(kind[begin:at].strip())
+            begin = at + 1
+    return parts
 
 
 def _sizes(kind: str, apart: tuple[int, ...]) -> list[float]:

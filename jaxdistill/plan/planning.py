@@ -64,7 +64,7 @@ class Plan:
             "chips": self.topology.chips,
             "fits": self.fits,
             "hbm_bytes": chip.hbm_gib * GIB,
-            "remat": self.job.train["remat"],
+            "remat": self.found.remat or self.job.train["remat"],
             "batch_rows": self.job.train["batch_rows"],
             "micro_batches": self.job.train["micro_batches"],
             "row_tokens": self.job.row_tokens,
@@ -144,15 +144,19 @@ def _too_large(found: OutOfMemory, job: Job, topology: Topology) -> str:
     over = f"{(found.needed_bytes - have) / GIB:.2f} GiB too much" if found.needed_bytes else "too much"
     return (
         f"{topology}: does not fit: {found.needed_bytes / GIB:.2f} GiB a device where {have / GIB:.2f} are, {over}; "
-        f"{advice(job, found.needed_bytes)}"
+        f"{advice(job, found.needed_bytes, found.remat)}"
     )
 
 
-def advice(job: Job, needed_bytes: float) -> str:
-    """What makes a step smaller that needs so much on every device, the cheapest first."""
+def advice(job: Job, needed_bytes: float, remat: str = "") -> str:
+    """What makes a step smaller that needs so much on every device, the cheapest first.
+
+    Args:
+      remat: the policy that the step had; the job's if absent.
+    """
     ways = []
-    train = job.train
-    if train["remat"] != "full":
+    train, remat = job.train, remat or job.train["remat"]
+    if remat != "full":
         ways.append("train.remat: full")
     sizes = resolve(train["mesh"], Topology.of(job.topology, job.slices).devices)
     ways_of_rows = sizes["data"] * sizes["fsdp"]

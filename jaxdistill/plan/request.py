@@ -65,11 +65,12 @@ def make_job(
             train["mesh"]["data"] = topology.slices
     elif topology.slices > 1 and train["mesh"]["data"] == 1:
         train["mesh"]["data"] = topology.slices
-    if remat is not None and remat not in REMAT:
-        near = difflib.get_close_matches(remat, REMAT, n=1)
+    known = ("auto", *REMAT)
+    if remat is not None and remat not in known:
+        near = difflib.get_close_matches(remat, known, n=1)
         raise ValueError(
             f"--remat {remat}: no such policy; {f'did you mean {near[0]}? ' if near else ''}"
-            f"Known are {', '.join(REMAT)}."
+            f"Known are {', '.join(known)}."
         )
     for key, value in (("batch_rows", batch_rows), ("micro_batches", micro_batches), ("remat", remat)):
         if value is not None:

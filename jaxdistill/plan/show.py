@@ -31,7 +31,7 @@ def show_plan(plan: Plan) -> None:
     say(f"{plan.topology}: {plan.topology.devices} x {chip.title}{chips}, mesh {mesh_text(found.mesh)}")
     say(
         f"  {found.parameters:,} trained parameters, {train['batch_rows']} x {plan.job.row_tokens} tokens a step in "
-        f"{train['micro_batches']} micro-batch(es), remat {train['remat']}; compiled in {found.seconds:.0f} s"
+        f"{train['micro_batches']} micro-batch(es), remat {remat_text(plan)}; compiled in {found.seconds:.0f} s"
     )
     limit = f" of {chip.hbm_gib:g} GiB" if chip.hbm_gib else ""
     over = found.peak_bytes / GIB - chip.hbm_gib
@@ -40,7 +40,7 @@ def show_plan(plan: Plan) -> None:
     parts = {name: size for name, size in found.memory.items() if size}
     say("                " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items()))
     if not plan.fits:
-        say(f"                {advice(plan.job, found.peak_bytes)}")
+        say(f"                {advice(plan.job, found.peak_bytes, found.remat)}")
     _show_flops(plan)
     _show_traffic(plan)
     if plan.fast and plan.slow:
@@ -83,7 +83,13 @@ def _show_flops(plan: Plan) -> None:
             f"  bytes moved   {sum(found.moved.values()) / 1e9:.4g} GB a device and step, "
             f"{outside_bytes(found.moved) / 1e9:.4g} GB of them outside of products, attention and collectives:"
         )
-        progress.say("                " + ", ".join(f"{name} {size / 1e9:.3g}" for name, size in parts))
+        progress.say(
+            "                " + ", ".join(f"{name} {size / 1e9:.3g}" for name, size in parts) + offload_text(found)
+        )
+
+
+def offload_text(found: Compiled) -> str:
+    return f", {found.offloaded_bytes / 1e9:.3g} GB to the host's memory and back" if found.offloaded_bytes else ""
 
 
 def attention_text(found: Compiled) -> str:
@@ -129,6 +135,12 @@ def mesh_text(mesh: dict[str, int]) -> str:
     return ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "1 device"
 
 
+def remat_text(plan: Plan) -> str:
+    """The policy, and whether it was chosen by `auto`."""
+    asked, had = plan.job.train["remat"], plan.found.remat
+    return asked if had in ("", asked) else f"{had} ({asked})"
+
+
 def _range(low: float, high: float, form: str) -> str:
     return f"{low:{form}} to {high:{form}}"
 
@@ -142,7 +154,7 @@ def row_of(plan: Plan) -> list[str]:
         mesh_text(plan.found.mesh),
         str(train["batch_rows"]),
         str(train["micro_batches"]),
-        train["remat"],
+        remat_text(plan),
         f"{plan.found.peak_bytes / GIB:.2f}",
         f"{chip.hbm_gib:g}" if chip.hbm_gib else "",
         _range(fast.seconds, slow.seconds, ".3g") if timed else "",  # pyrefly: ignore

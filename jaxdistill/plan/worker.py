@@ -42,7 +42,8 @@ def main() -> int:
         found = out_of_memory(str(error))
         if found is None:
             raise
-        answer = {"out_of_memory": dataclasses.asdict(found)}
+        had = make_described(job, topology)[0].model.remat
+        answer = {"out_of_memory": dataclasses.asdict(dataclasses.replace(found, remat=had))}
     print(ANSWER + json.dumps(answer))
     return 0
 
@@ -109,7 +110,9 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
         moved=dict(costs.moved),
         products=[(flops, size, count) for (flops, size), count in costs.products.items()],
+        offloaded_bytes=costs.offloaded_bytes,
         layers=made.student.num_layers,
+        remat=made.model.remat,
         attention=sizes.kernel,
     )
 
@@ -136,23 +139,27 @@ def make_described(job: Job, topology: Topology) -> tuple[Program, dict[str, Any
     from jaxdistill.models import ModelConfig
     from jaxdistill.models.student import lora_of
     from jaxdistill.parallel.mesh import make_mesh
-    from jaxdistill.train.program import make_program
+    from jaxdistill.plan.targets import GIB
+    from jaxdistill.train.program import make_program, settle
 
     train = pydantic.TypeAdapter(TrainConfig).validate_python(job.train)
     student = pydantic.TypeAdapter(StudentConfig).validate_python({"init": "-", "lora": job.lora})
     shape = ModelConfig.from_hf(job.student, "the student's config.json")
-    mesh = make_mesh(to_dict(train.mesh), described_devices(topology))
+    mesh, lora = make_mesh(to_dict(train.mesh), described_devices(topology)), lora_of(student)
+    dtypes: dict[str, Any] = {"base_dtype": student.lora.base_dtype} if student.lora else {}
+    # described devices do not tell how much memory they have
+    memory = topology.chip.hbm_gib * GIB or None
+    train = settle(train, shape, lora, mesh, job.row_tokens, memory=memory, **dtypes)
     made = make_program(
         train,
         shape,
-        lora_of(student),
+        lora,
         mesh,
         distillation=described_distillation(job, train, shape, mesh),
         row_tokens=job.row_tokens,
         steps=job.steps,
         seed=job.seed,
     )
-    dtypes: dict[str, Any] = {"base_dtype": student.lora.base_dtype} if student.lora else {}
     if train.distill is not None:
         dtypes |= {"teacher_dtype": train.distill.dtype, "replicate": train.distill.replicate}
     return made, dtypes

@@ -242,6 +242,41 @@ def test_what_is_not_in_hbm_does_not_count():
     ROOT %d = f32[4,8]{1,0:S(5)} copy-done(%s)
     """
     assert moved(host) == {"copies": 128}
+    lines = MAIN.format(host.strip())
+    assert analyze(lines, 1).offloaded_bytes == 128
+
+
+OFFLOADED = """\
+%put (p0: f32[28,64], p1: f32[1,64], p2: s32[]) -> f32[28,64] {
+  %p0 = f32[28,64]{1,0:S(5)} parameter(0)
+  %p1 = f32[1,64]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %new = f32[28,64]{1,0:S(5)} dynamic-update-slice(%p0, %p1, %p2, %zero)
+}
+
+%take (q0: f32[28,64], q1: s32[]) -> f32[1,64] {
+  %q0 = f32[28,64]{1,0:S(5)} parameter(0)
+  %q1 = s32[] parameter(1)
+  %none = s32[] constant(0)
+  ROOT %row = f32[1,64]{1,0} dynamic-slice(%q0, %q1, %none), dynamic_slice_sizes={1,64}
+}
+
+"""
+
+
+def test_what_is_offloaded_goes_over_in_slices():
+    body = """
+    %a = f32[28,64]{1,0:S(5)} custom-call(), custom_call_target="AllocateBuffer"
+    %b = f32[1,64]{1,0} parameter(0)
+    %s = ((f32[28,64]{1,0:S(5)}, f32[1,64]{1,0}, s32[]), f32[28,64]{1,0:S(5)}, u32[]) fusion-start(%a, %b, %i), kind=kCustom, calls=%put
+    %d = f32[28,64]{1,0:S(5)} fusion-done(%s)
+    %t = ((f32[28,64]{1,0:S(5)}, s32[]), f32[1,64]{1,0}, u32[]) fusion-start(%d, %i), kind=kCustom, calls=%take
+    ROOT %e = f32[1,64]{1,0} fusion-done(%t)
+    """  # noqa: E501
+    found = analyze(OFFLOADED + MAIN.format(body.strip()), 1)
+    assert found.offloaded_bytes == 256 + 256
+    assert dict(found.moved) == {"copies": (256 + 4) + (256 + 4)}
     assert 5 in memory_spaces_apart("gpu")
 
 

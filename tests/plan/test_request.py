@@ -107,6 +107,12 @@ def test_what_does_not_fit_is_told_what_would_help():
     assert advice(job, 2e9).startswith("try a larger `tensor`")
 
 
+def test_advice_goes_by_the_policy_that_the_step_had():
+    job = make_job(config(batch_rows=64, remat="auto", micro_batches=16), Topology.of("v5e:2x2"))
+    assert advice(job, 2e9, "dots").startswith("try train.remat: full, a larger")
+    assert advice(job, 2e9, "full").startswith("try a larger")
+
+
 def test_memory_is_split_without_losing_a_byte():
     split = split_memory(100.0, {"params": 20.0, "optimizer": 40.0}, gradients=20.0, logits=90.0)
     assert split == {"params": 20, "optimizer": 40, "gradients": 20, "logits": 20, "activations": 0}
@@ -174,6 +180,14 @@ def test_a_product_takes_as_long_as_its_flops_or_its_bytes():
     assert estimate(compiled(products=[thin], cycles=0.0), H200, FAST).compute == pytest.approx(3 * 9e9 / bandwidth)
 
 
+def test_what_goes_to_the_host_is_hidden_as_far_as_there_is_work():
+    def seconds(size):
+        return estimate(compiled(cycles=0.0, products=[(1e13, 0.0, 1.0)], offloaded_bytes=size), H200, FAST).seconds
+
+    assert seconds(1e9) == seconds(0.0)
+    assert seconds(64e9 * FAST.links * 100) == pytest.approx(100)
+
+
 def plan_of(job, topology, **more):
     found = compiled(**more)
     return Plan(
@@ -211,7 +225,7 @@ def test_candidates_fit_and_differ():
 def test_policies_are_the_models_own_and_the_first_keeps_least():
     assert sorted(policies()) == sorted(REMAT)
     assert (policies()[0], policies()[-1]) == ("full", "none")
-    with pytest.raises(ValueError, match=r"--remat ful: no such policy; did you mean full\? Known are none, "):
+    with pytest.raises(ValueError, match=r"--remat ful: no such policy; did you mean full\? Known are auto, none, "):
         make_job(config(), Topology.of("v5e:4x4"), remat="ful")
     for remat in REMAT:
         assert make_job(config(), Topology.of("v5e:4x4"), remat=remat).train["remat"] == remat
