@@ -46,7 +46,8 @@ def matmul(
 
 
 def _matmul_forward(x, w, dtype, out_dtype, shardings):
-    return matmul(x, w, dtype, out_dtype, shardings), (x, w)
+    # not by calling `matmul`: a remat policy would see that call, and not the product inside, and keep nothing
+    return _dot(x, _whole(w, dtype, shardings), ((x.ndim - 1,), (0,)), dtype, out_dtype), (x, w)
 
 
 def _matmul_backward(dtype, out_dtype, shardings, saved, g):
@@ -159,7 +160,8 @@ def gated_matmul(
 
 
 def _gated_matmul_forward(activation, gate, up, w, dtype, out_dtype, shardings):
-    return gated_matmul(activation, gate, up, w, dtype, out_dtype, shardings), (gate, up, w)
+    h = ACTIVATIONS[activation](_fp32(gate)) * _fp32(up)
+    return _matmul_forward(h.astype(gate.dtype), w, dtype, out_dtype, shardings)[0], (gate, up, w)
 
 
 def _gated_matmul_backward(activation, dtype, out_dtype, shardings, saved, g):

@@ -189,3 +189,28 @@ def test_layers_that_take_rows_in_parts_change_nothing(tmp_path, sizes, family):
         np.testing.assert_allclose(got, want, rtol=1e-4)
         for a, b in zip(jax.tree.leaves(by_whole), jax.tree.leaves(by_parts), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()) + 1e-6)
+
+
+def test_every_remat_policy_keeps_what_it_says(tmp_path):
+    """Matrix products in the backward pass: with `dots` those of the gradients alone, with `full` the forward's too."""
+    tiny.make("qwen2", tmp_path, num_hidden_layers=2, max_position_embeddings=64)
+    model, ids = in_bf16(load_hf(tmp_path)), jnp.asarray(tokens_of((1, 16)))
+
+    def products(policy):
+        model_ = in_bf16(model, remat=policy)
+
+        def loss(params):
+            return jnp.sum(with_params(model_, params).hidden(ids).astype(jnp.float32))
+
+        return count(jax.make_jaxpr(jax.grad(loss))(params_of(model)).jaxpr)
+
+    def count(jaxpr):
+        subs = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)]
+        inner = sum(count(getattr(x, "jaxpr", x)) for x in subs if is_jaxpr(x))
+        return inner + sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns)
+
+    def is_jaxpr(x):
+        return hasattr(x, "eqns") or hasattr(getattr(x, "jaxpr", None), "eqns")
+
+    found = {policy: products(policy) for policy in ("none", "dots", "attention", "full")}
+    assert found["none"] == found["dots"] < found["attention"] < found["full"]
