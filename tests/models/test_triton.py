@@ -198,9 +198,8 @@ def test_a_policy_keeps_what_the_backward_pass_needs(kernel, mesh):
 
 def lowered_for_cuda(monkeypatch, kernel, policy, ids):
     monkeypatch.setattr(package, "platform_of", lambda mesh: "gpu")
-    q = jnp.zeros((2, 64, 4, 64), jnp.bfloat16)
-    traced = gradient(kernel, policy, ids).trace(q, q[:, :, :2], q[:, :, :2])
-    return traced.lower(lowering_platforms=("cuda",)).as_text()
+    q, k = (jax.ShapeDtypeStruct((2, 64, heads, 64), jnp.bfloat16) for heads in (4, 2))
+    return gradient(kernel, policy, ids).trace(q, k, k).lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.usefixtures("hopper")
@@ -213,9 +212,14 @@ def test_cudnn_runs_forward_once_under_the_policy(monkeypatch):
 
 
 def test_it_lowers_for_cuda(monkeypatch):
-    text = lowered_for_cuda(monkeypatch, "triton", NAMES, jnp.asarray(ids_of([30, 20], [64], T=64)))
-    assert set(re.findall(r'name = "(\w+)"', text)) == {"attention_forward", "attention_keys", "attention_queries"}
+    ids = jnp.asarray(ids_of([30, 20], [64], T=64))
+    # JAX 0.11 and later want to know which GPU
+    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("any",), abstract_device=device)):
+        text = lowered_for_cuda(monkeypatch, "triton", NAMES, ids)
     assert "__gpu$xla.gpu.triton" in text
+    for name in ("attention_forward", "attention_keys", "attention_queries"):
+        assert f'name = "{name}"' in text
 
 
 @pytest.mark.parametrize("roomy", [True, False])
