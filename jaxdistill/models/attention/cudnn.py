@@ -46,7 +46,7 @@ def attend_cudnn(
         ids = segment_ids_BT if packed else jnp.ones(q_BTHD.shape[:2], jnp.int32)
         return attend_blocks(q_BTHD, k_BTKD, v_BTKD, ids, window=window)
     if segment_ids_BT is None:
-        near = (window - 1, 0) if window is not None and window < q_BTHD.shape[1] else None
+        near = None if window is None or window >= q_BTHD.shape[1] else (window - 1, 0)
         return jax.nn.dot_product_attention(
             q_BTHD, k_BTKD, v_BTKD, scale=1.0, is_causal=True, local_window_size=near, implementation="cudnn"
         )
@@ -64,7 +64,7 @@ def why_not(
     """Why cuDNN cannot take these inputs on this machine; None if it can."""
     if q_BTHD.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bf16 and fp16, not {q_BTHD.dtype}"
-    if packed and _limits(window, q_BTHD.shape[1]):
+    if packed and window is not None and window < q_BTHD.shape[1]:
         # JAX tests windows and packing apart, never together
         return "a sliding window over packed rows is not known to work"
     if packed and max_segments is None:
@@ -82,10 +82,6 @@ def why_not(
     except (NotImplementedError, RuntimeError) as error:
         return str(error)
     return None
-
-
-def _limits(window: int | None, T: int) -> bool:
-    return window is not None and window < T
 
 
 def segment_spans(

@@ -64,7 +64,6 @@ def _missing() -> str | None:
 
 @functools.cache
 def _backend() -> Any:
-    warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning)
     return importlib.import_module("jax.experimental.pallas.triton")
 
 
@@ -88,6 +87,8 @@ def kernel_call(
       interpret: runs the kernel's steps as plain JAX, on any backend, slowly.
       name: of a scope around the call: `plan` and profiles go by it.
     """
+    # again at each call, for tests put the filters back
+    warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning)
     return pl.pallas_call(
         kernel, out, grid=grid, in_specs=in_specs, out_specs=out_specs, interpret=interpret, name=name,
         compiler_params=None if interpret else _backend().CompilerParams(num_warps=warps, num_stages=stages),
