@@ -61,9 +61,9 @@ class How(NamedTuple):
 
     def whole(self, x: jax.Array) -> jax.Array:
         """An activation as every device holds it: all of it, for it is small."""
-        return (
-            x if self.mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec()))
-        )
+        if self.mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec()))
 
 
 class Source(abc.ABC):

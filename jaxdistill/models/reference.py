@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from jaxdistill import hub
-from jaxdistill.models.adapters import read_peft
+from jaxdistill.models.adapters import WEIGHTS, read_peft
 from jaxdistill.models.layerwise import HEAD_ROWS, KEPT, Outputs
 from jaxdistill.models.names import HEAD
-from jaxdistill.models.tensor_files import Tensor, open_tensors
+from jaxdistill.models.tensor_files import Tensor, open_tensors, read_header
 
 
 def reference(folder: Path, ids_BT: np.ndarray) -> Outputs:
@@ -48,6 +48,7 @@ def reference(folder: Path, ids_BT: np.ndarray) -> Outputs:
     whole: Any = model
     if base != folder:
         whole = _import("peft", folder).PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=True).eval()
+        _feed_adapters(whole, read_header(folder / WEIGHTS), folder, torch)
     with torch.no_grad():
         logits = whole(input_ids=torch.from_numpy(ids_BT.astype(np.int64)), use_cache=False).logits
     return Outputs(hidden, logits.numpy())
@@ -110,8 +111,16 @@ def _feed(model: Any, tensors: Mapping[str, Tensor], folder: Path, torch: Any) -
     _feed_rows(embedding, _find(tensors, table, folder), torch)
     setattr(model, head, _head(_find(tensors, table if tied else f"{head}.weight", folder), torch))
     for module, path in names.items():
-        own = {name: f"{path}.{name}" for name, p in module.named_parameters(recurse=False) if p.is_meta}
+        own = {name: f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
         if own:
+            _feed_all(module, {name: _find(tensors, full, folder) for name, full in own.items()}, torch)
+
+
+def _feed_adapters(whole: Any, tensors: Mapping[str, Tensor], folder: Path, torch: Any) -> None:
+    """PEFT has put its modules beside those of the base, and their parameters to where the base's are: nowhere."""
+    for path, module in whole.named_modules():
+        own = {name: f"{path}.{name}".replace(".default.", ".") for name, _ in module.named_parameters(recurse=False)}
+        if path.endswith(".default") and own:
             _feed_all(module, {name: _find(tensors, full, folder) for name, full in own.items()}, torch)
 
 
