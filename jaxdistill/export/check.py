@@ -16,70 +16,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxdistill.models import Decoder
+from jaxdistill.models.parity import compare_files, compare_with_transformers
 
-TOLERANCE = 1e-4
 
+def check_logits(model: Decoder, folder: Path | None, dtype: str = "float32") -> dict[str, float]:
+    """Raises ValueError unless transformers computes the logits of `model` from the exported folder.
 
-def logits_difference(model: Decoder, folder: Path, *, tokens: int = 64) -> dict[str, float]:
-    """Reloads the folder with transformers and compares fp32 logits with ours on random tokens.
+    An export in bf16 is compared with what its rounded weights give, so the same tolerance holds. Every process that
+    shares the model calls this; the first one has the folder.
 
     Returns:
       {"max_difference", "logit_scale"}: largest absolute difference, and largest absolute logit.
     """
-    import jax.numpy as jnp
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, tokens), np.int64)
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.no_grad():
-        theirs = reference(torch.from_numpy(ids)).logits.numpy()
-    ours = np.asarray(model(jnp.asarray(ids, jnp.int32)))
-    return {"max_difference": float(np.abs(ours - theirs).max()), "logit_scale": float(np.abs(theirs).max())}
-
-
-def check_logits(model: Decoder, folder: Path, dtype: str) -> dict[str, float]:
-    """Raises ValueError unless transformers computes the logits of `model` from the exported folder.
-
-    An export in bf16 is compared with what its rounded weights give, so the same tolerance holds. Where several
-    processes share the model, its folder is loaded anew: one process cannot compute with arrays of all of them.
-    """
-    import jax
-
-    if dtype != "float32" or jax.process_count() > 1:
-        from jaxdistill.models import load_hf
-
-        model = load_hf(folder)
-    found = logits_difference(model, folder)
-    if not found["max_difference"] <= TOLERANCE * found["logit_scale"]:
-        raise ValueError(
-            f"export: transformers' logits differ by {found['max_difference']:.2e} "
-            f"(largest logit {found['logit_scale']:.1f}); nothing was exported."
-        )
-    return found
+    found = compare_with_transformers(model, folder, dtype=dtype)
+    if not found.agrees:
+        raise ValueError(f"export: {found}; nothing was exported.")
+    return {"max_difference": found.max_difference, "logit_scale": found.logit_scale}
 
 
 def check_again(folder: Path) -> str:
-    """Compares transformers' logits with ours on a finished export, both loaded from its files.
+    """Compares transformers' logits with ours on a finished export, both computed from its files.
 
     Raises:
       ValueError: they differ by more than the tolerance, or it cannot be loaded.
     """
-    from jaxdistill import hub
-    from jaxdistill.models import load_hf
-
-    if hub.is_adapter(folder):
-        raise ValueError(f"{folder}: adapters alone; --check needs a whole model (export.lora: merged).")
-    found = logits_difference(load_hf(folder), folder)
-    if not found["max_difference"] <= TOLERANCE * found["logit_scale"]:
-        raise ValueError(
-            f"{folder}: transformers' logits differ by {found['max_difference']:.2e} "
-            f"(largest logit {found['logit_scale']:.1f}); export it again."
-        )
-    return f"transformers' logits differ by at most {found['max_difference']:.1e} of {found['logit_scale']:.1f}"
+    found = compare_files(folder)
+    if not found.agrees:
+        raise ValueError(f"{folder}: {found}; export it again.")
+    return f"transformers' logits differ by at most {found.max_difference:.1e} of {found.logit_scale:.1f}"
 
 
 def free_port(wanted: int = 0) -> int:

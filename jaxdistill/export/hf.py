@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.export.writer import DTYPES, Piece, by_the_writer, pieces_of, plan_files, write_file
+from jaxdistill.export.writer import DTYPES, Piece, agree, by_the_writer, pieces_of, plan_files, write_file
 from jaxdistill.models import Decoder, ModelConfig
 from jaxdistill.models.adapters import CONFIG, WEIGHTS, adapter_entries, to_peft
 from jaxdistill.models.tensor_files import INDEX
 from jaxdistill.records import atomic_folder
 
+Check = Callable[[Path | None], Any]
+"""Called with the folder that is about to get its name, or with None in processes that do not write."""
 TOKENIZER_SUFFIXES = (".jinja", ".txt", ".model")
 TOKENIZER_JSON = (
     "tokenizer.json",
@@ -40,7 +42,7 @@ def export_hf(
     card: str,
     dtype: str = "float32",
     max_shard_bytes: int = 4 << 30,
-    check: Callable[[Path], Any] | None = None,
+    check: Check | None = None,
     base_config: Mapping[str, Any] | None = None,
     base_generation_config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -54,12 +56,12 @@ def export_hf(
       tokenizer: folder with the tokenizer's files, which are copied as they are.
       dtype: `float32`, or `bfloat16` (rounded to nearest, ties to even).
       max_shard_bytes: a file holds at most this many bytes of tensors, or one tensor.
-      check: called with the folder before it is renamed, in the writing process alone, so it must not compute with
-        arrays that other processes share; what it raises stops the export, what it returns is passed on.
+      check: called before the folder is renamed, in every process: with the folder in the one that writes, with None in
+        the others. What it raises there stops the export, what it returns is passed on.
       base_config: `config.json` of the checkpoint that the model was loaded from, whose other keys are kept.
       base_generation_config: its `generation_config.json`, likewise.
     Returns:
-      {"tensors", "bytes", "files", "check"}; `check` is None in processes that do not write.
+      {"tensors", "bytes", "files", "check"}.
     Raises:
       ValueError: the disk is full or read-only, the tokenizer or an argument is unfit; nothing was exported then.
     """
@@ -75,17 +77,17 @@ def export_hf(
                 raise ValueError(f"{tokenizer}: no such folder; give the tokenizer's.")
             return stack.enter_context(atomic_folder(path))
 
-        def finish() -> Any:
+        def finish() -> None:
             assert folder is not None
             _write_index(folder, files)
             _write_configs(model.config, folder, tokenizer, dtype, base_config, base_generation_config)
             _write_texts(folder, tokenizer, card)
-            return check(folder) if check else None
 
         folder = by_the_writer(begin)
         for name, pieces in files.items():
             write_file(folder / name if folder else None, pieces)
-        checked = by_the_writer(finish)
+        by_the_writer(finish)
+        checked = _checked(check, folder)
         by_the_writer(stack.close)  # which gives the folder its name
     return {
         "tensors": sum(map(len, files.values())),
@@ -96,7 +98,14 @@ def export_hf(
 
 
 def export_adapter(
-    model: Decoder, path: Path, *, base: str, revision: str | None, tokenizer: Path, card: str
+    model: Decoder,
+    path: Path,
+    *,
+    base: str,
+    revision: str | None,
+    tokenizer: Path,
+    card: str,
+    check: Check | None = None,
 ) -> dict[str, Any]:
     """Writes the adapters of a model alone, as PEFT loads them, in fp32; otherwise like `export_hf`.
 
@@ -118,8 +127,21 @@ def export_adapter(
             _write_texts(folder, tokenizer, card)
 
         by_the_writer(finish)
+        checked = _checked(check, folder)
         by_the_writer(stack.close)
-    return {"tensors": len(pieces), "bytes": sum(piece.bytes for piece in pieces), "files": 1, "check": None}
+    return {"tensors": len(pieces), "bytes": sum(piece.bytes for piece in pieces), "files": 1, "check": checked}
+
+
+def _checked(check: Check | None, folder: Path | None) -> Any:
+    """What the check returns here; every process raises what it raises in the first."""
+    error: Exception | None = None
+    result = None
+    try:
+        result = check(folder) if check else None
+    except Exception as failed:
+        error = failed
+    agree(error)
+    return result
 
 
 # --------------------------------------------------------------------------------------------------- other files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from jaxdistill import hub, progress
 from jaxdistill.config import RunConfig
 from jaxdistill.export import check
 from jaxdistill.export.card import model_card
-from jaxdistill.export.hf import export_adapter, export_hf
+from jaxdistill.export.hf import Check, export_adapter, export_hf
 from jaxdistill.models import (
     Decoder,
     ModelConfig,
@@ -51,7 +50,13 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
                 f"export.lora: adapter needs a Hugging Face base, and {init} are checkpoints; use export.lora: merged."
             )
         counts = export_adapter(
-            model, run.export, base=init, revision=config.student.revision, tokenizer=run.tokenizer, card=card
+            model,
+            run.export,
+            base=init,
+            revision=config.student.revision,
+            tokenizer=run.tokenizer,
+            card=card,
+            check=_check(config, model, "float32"),
         )
     else:
         counts = _export_whole(config, run, merge_lora(model), card)
@@ -70,7 +75,7 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
 def _trained(config: RunConfig, run: RunDir, shape: ModelConfig, mesh: Mesh) -> tuple[int, Decoder]:
     """(step, student) of the checkpoint asked for; the frozen parameters of adapters come from where they came from."""
     lora = lora_of(config.student)
-    abstract = abstract_model(shape, lora=lora)
+    abstract = abstract_model(shape, mesh=mesh, lora=lora)
     trained, _ = split_params(params_of(abstract))
     shardings, _ = split_params(param_shardings(shape, mesh, lora=lora))
     step, params = load_params(run.checkpoints, trained, shardings, _step(config.export.checkpoint, run))
@@ -110,9 +115,6 @@ def _export_whole(config: RunConfig, run: RunDir, model: Decoder, card: str) -> 
     # another run's checkpoints have a shape that `export_hf` writes anew
     base = hub.fetch(init, config.student.revision) if init and not hub.is_checkpoints(init) else None
 
-    def verify(folder: Path) -> dict[str, float] | None:
-        return check.check_logits(model, folder, config.export.dtype) if config.export.check == "transformers" else None
-
     return export_hf(
         model,
         run.export,
@@ -120,10 +122,16 @@ def _export_whole(config: RunConfig, run: RunDir, model: Decoder, card: str) -> 
         card=card,
         dtype=config.export.dtype,
         max_shard_bytes=int(config.export.max_shard_gib * (1 << 30)),
-        check=verify,
+        check=_check(config, model, config.export.dtype),
         base_config=hub.read_config(base) if base else None,
         base_generation_config=hub.read_generation_config(base) if base else None,
     )
+
+
+def _check(config: RunConfig, model: Decoder, dtype: str) -> Check | None:
+    if config.export.check == "none":
+        return None
+    return lambda folder: check.check_logits(model, folder, dtype)
 
 
 def _trained_shape(run: RunDir) -> ModelConfig:

@@ -24,13 +24,12 @@ from jaxdistill.models import Decoder, params_of
 from jaxdistill.models.load import get
 from jaxdistill.models.names import Entry, entries
 from jaxdistill.models.tensor_files import BITS, FLOATS, SINGLE, encode_header
+from jaxdistill.parallel import processes
 
 T = TypeVar("T")
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 """What can be exported, and safetensors' names for it."""
-_WORDS = 1024
-"""Bytes of an error that are told to the other processes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,29 +160,20 @@ def to_host(value: jax.Array) -> np.ndarray:
 
 def by_the_writer(step: Callable[[], T]) -> T | None:
     """Runs a step in the first process, while the others wait; if it fails there, every process raises."""
-    error: Exception | None = None
-    result = None
-    if jax.process_index() == 0:
+
+    def said() -> T:
         try:
-            result = step()
-        except Exception as failed:
-            error = failed
-    agree(error)
-    return result
+            return step()
+        except OSError as error:
+            raise _no_export(error) from error
+
+    return processes.by_first(said)
 
 
 def agree(error: Exception | None) -> None:
     """Raises the first process's error in every process; returns once that one has come here too."""
-    if isinstance(error, OSError):
-        error = ValueError(f"{error.filename or 'export'}: {error.strerror or error}; nothing was exported.")
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    processes.agree(_no_export(error) if isinstance(error, OSError) else error)
 
-        words = np.zeros(_WORDS, np.uint8)
-        said = (str(error) or repr(error)).encode()[:_WORDS] if error is not None else b""
-        words[: len(said)] = np.frombuffer(said, np.uint8)
-        told = bytes(np.asarray(multihost_utils.broadcast_one_to_all(words))).rstrip(b"\0").decode(errors="replace")
-        if error is None and told:
-            raise ValueError(told)
-    if error is not None:
-        raise error
+
+def _no_export(error: OSError) -> ValueError:
+    return ValueError(f"{error.filename or 'export'}: {error.strerror or error}; nothing was exported.")

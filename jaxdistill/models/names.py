@@ -6,6 +6,8 @@ import dataclasses
 
 from jaxdistill.models.config import ModelConfig
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -44,11 +46,11 @@ def entries(config: ModelConfig) -> list[Entry]:
         vectors |= {"mlp_norm": "post_attention_layernorm"}
     matrices = {n: f"self_attn.{n}_proj.weight" for n in ("q", "k", "v", "o")}
     matrices |= {n: f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")}
-    found = [Entry(("embed",), "model.embed_tokens.weight")]
+    found = [Entry(("embed",), EMBEDDING)]
     for ours, theirs in vectors.items():
         found.append(Entry(("layers", ours), layer + theirs + ("" if theirs.endswith(".bias") else ".weight")))
     found += [Entry(("layers", ours), layer + theirs, transposed=True) for ours, theirs in matrices.items()]
     found.append(Entry(("norm",), "model.norm.weight"))
     if not config.tie_embeddings:
-        found.append(Entry(("head",), "lm_head.weight"))
+        found.append(Entry(("head",), HEAD))
     return found

@@ -10,8 +10,15 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+T = TypeVar("T")
+Step: TypeAlias = Callable[[], T]
 
 STOPPED = 75
 """Exit code of a training that saved itself after SIGTERM (EX_TEMPFAIL of sysexits.h: give the same command again)."""
@@ -101,6 +108,50 @@ def from_first(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+_WORDS = 1024
+"""Bytes of an error that are told to the other processes."""
+
+
+def by_first(step: Step[T]) -> T | None:
+    """Runs a step in the first process, while the others wait; if it fails there, every process raises."""
+    import jax
+
+    error: Exception | None = None
+    result = None
+    if jax.process_index() == 0:
+        try:
+            result = step()
+        except Exception as failed:
+            error = failed
+    agree(error)
+    return result
+
+
+def agree(error: Exception | None) -> None:
+    """Raises the first process's error in every process; returns once that one has come here too."""
+    import jax
+
+    if jax.process_count() > 1:
+        import numpy as np
+
+        words = np.zeros(_WORDS, np.uint8)
+        said = (str(error) or repr(error)).encode()[:_WORDS] if error is not None else b""
+        words[: len(said)] = np.frombuffer(said, np.uint8)
+        told = bytes(tell(words)).rstrip(b"\0").decode(errors="replace")
+        if error is None and told:
+            raise ValueError(told)
+    if error is not None:
+        raise error
+
+
+def tell(array: np.ndarray) -> np.ndarray:
+    """The first process's array, of the same shape and dtype in all; numbers of 64 bits are told in 32."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 def leave(code: int) -> int:

@@ -21,7 +21,8 @@ def main(port: int, processes: int, process: int, devices: int, folder: Path) ->
     assert (jax.process_count(), jax.device_count()) == (processes, processes * devices)
 
     from jaxdistill.export import export_hf
-    from jaxdistill.models import load_hf
+    from jaxdistill.export.check import check_logits
+    from jaxdistill.models import load_hf, params_of, with_params
     from jaxdistill.parallel.mesh import make_mesh
 
     said = {}
@@ -30,7 +31,11 @@ def main(port: int, processes: int, process: int, devices: int, folder: Path) ->
     more = {"tokenizer": folder / "in", "card": "card", "max_shard_bytes": 60_000}
     for dtype in ("float32", "bfloat16"):
         out = folder / f"{processes}-{dtype}"
-        said[dtype] = export_hf(model, out, dtype=dtype, check=lambda path: path.name, **more)
+
+        def check(path: Path | None, dtype=dtype):
+            return {"folder": path and path.name} | check_logits(model, path, dtype)
+
+        said[dtype] = export_hf(model, out, dtype=dtype, check=check, **more)
         said[f"{dtype} is there"] = (out / "config.json").is_file()  # in every process, once export_hf returns
 
     def failure(**changed) -> str:
@@ -40,10 +45,13 @@ def main(port: int, processes: int, process: int, devices: int, folder: Path) ->
             return str(error)
         return "nothing failed"
 
-    def refuse(path: Path) -> None:
-        raise ValueError("the logits differ")
+    def refuse(path: Path | None) -> None:
+        if path is not None:
+            raise ValueError("the first process does not like it")
 
     said["check fails"] = failure(check=refuse)
+    other = with_params(model, params_of(model) | {"norm": 2 * params_of(model)["norm"]})
+    said["logits differ"] = failure(check=lambda path: check_logits(other, path))
     said["no tokenizer"] = failure(tokenizer=folder / "nowhere")
     if process == 0:  # the disk of the process that writes is full
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
