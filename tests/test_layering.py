@@ -20,6 +20,7 @@ RANKS = {
     "hub": 0,
     "progress": 0,
     "layouts": 0,
+    "precision": 0,
     "cluster": 1,
     "tokenization": 1,
     "demo": 1,
@@ -60,6 +61,7 @@ EXCEPTIONS = [
 # pure functions of arrays: no I/O, no model, nothing else of ours but what is as pure and below
 PURE = {
     "layouts": {"__future__", "jax"},
+    "precision": {"__future__", "jax"},
     "losses": {"__future__", "collections", "dataclasses", "functools", "jax", "jaxtyping", "math", "numpy", "typing"},
 }
 # packages that one module alone may import

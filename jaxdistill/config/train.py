@@ -168,14 +168,23 @@ class TrainConfig:
     steps: int | None = None
     micro_batches: int | None = None
     """A step's rows are taken in this many parts, whose sums are added before the one division; if absent, in one, and
-    on CPUs in parts that stay near the caches (`train.parts`)."""
+    on CPUs in parts that stay near the caches (`train.defaults`)."""
     optimizer: OptimizerConfig
     contrastive: ContrastiveConfig | None = None
     distill: DistillConfig | None = None
     on_policy: OnPolicyConfig | None = None
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Inputs of matrix products; results, parameters and sums are always fp32."""
-    remat: Literal["none", "attention", "dots", "full"] = "none"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Inputs of matrix products, and on accelerators their results and what is kept for the backward pass; parameters,
+    optimizer, norms, softmax, losses and all sums are always fp32. `auto`: bfloat16, but float32 on CPUs that have no
+    units for bf16, where it is faster. `float32` means full precision on every device (no TF32, no bf16 passes)."""
+    remat: Literal["auto", "none", "dots", "attention", "offload", "full"] = "auto"
+    """What the backward pass finds saved of each layer; the rest is computed again. `none`: everything. `dots`: results
+    of matrix products and of attention. `attention`: attention's results. `offload`: the layer's input and attention's
+    results, in the host's memory (GPUs and TPUs). `full`: the layer's input alone. `auto`: `none` on CPUs; on
+    accelerators the first of `dots`, `attention` and `full` that the device's memory holds, by an estimate."""
+    deterministic: bool = False
+    """On GPUs: the same bits in every run, after a resume too. XLA leaves out operations that add in no fixed order and
+    chooses kernels without timing them, which costs speed. CPUs and TPUs repeat themselves without it."""
     mesh: MeshConfig = MeshConfig()
     checkpoint_every: int = 100
     keep_checkpoints: int = 2

@@ -11,11 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.layouts import rows_first
+from jaxdistill.precision import precision_of
 
 
 def product(a: jax.Array, b: jax.Array, contract: Any, dtype: Any) -> jax.Array:
     return jax.lax.dot_general(
-        a.astype(dtype), b.astype(dtype), (contract, ((), ())), preferred_element_type=jnp.float32
+        a.astype(dtype),
+        b.astype(dtype),
+        (contract, ((), ())),
+        precision=precision_of(dtype),
+        preferred_element_type=jnp.float32,
     )
 
 

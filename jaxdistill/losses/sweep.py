@@ -230,7 +230,7 @@ def _loop(
     vocabulary: Vocabulary,
     wanted: tuple[str, ...],
 ) -> tuple[Sums, Gradients]:
-    """Chunk after chunk of the used tokens; gradients are fp32 [N, E] and [W, E]."""
+    """Chunk after chunk of the used tokens; gradients [N, E], in the tokens' dtype or fp32, and fp32 [W, E]."""
     tokens, weights = student
     (N, E), W = tokens.shape, weights.shape[0]
     C = min(plan.chunk or default_chunk(W, plan.layout), max(N, 1))
@@ -262,7 +262,10 @@ def _loop(
     carry: Any = {name: jnp.zeros((), jnp.float32) for name in names}
     if wanted:
         by_weights = jnp.zeros((W, E), jnp.float32) if "projection" in wanted else None
-        carry = (carry, jnp.zeros((slots, E), jnp.float32), by_weights)
+        # every row of the first is written once, so it can be rounded at once, unless devices add theirs; the second is
+        # added to
+        kept = jnp.float32 if vocabulary.axis else tokens.dtype
+        carry = (carry, jnp.zeros((slots, E), kept), by_weights)
 
     def body(at: jax.Array, carry: Any) -> Any:
         sums = carry[0] if wanted else carry
@@ -271,6 +274,7 @@ def _loop(
         if not wanted:
             return sums
         by_chunk, by_weights = gradients(slopes, chunk, weights, carry[2])
+        by_chunk = by_chunk.astype(carry[1].dtype)
         return sums, jax.lax.dynamic_update_slice_in_dim(carry[1], by_chunk, at * C, 0), by_weights
 
     with jax.named_scope(CHUNKS):
@@ -280,7 +284,7 @@ def _loop(
     sums, compact, by_weights = found
     # back to where the tokens came from; a gather, as scatters are slow
     place = jnp.clip(jnp.cumsum(used) - 1, 0)
-    by_hidden = jnp.where(used[:, None], compact[place], 0.0)
+    by_hidden = jnp.where(used[:, None], compact[place], 0)
     return sums, {"hidden": by_hidden} | ({} if by_weights is None else {"projection": by_weights})
 
 

@@ -34,14 +34,25 @@ UNROLLED = 8
 """Models of up to this many layers are not looped over (on 2 CPU cores, 3 layers of width 128: 103 -> 93 ms a step;
 8 layers of width 384: 8.0 -> 6.9 s)."""
 
+LAYER_INPUT = "layer_input"
+ATTENTION = ("attended", "attention_statistics")
+"""What attention's backward pass needs beside its queries, keys and values, which products give again."""
+_NAMED = jax.checkpoint_policies.save_only_these_names(*ATTENTION)
 REMAT: dict[str, Any] = {
     "none": None,
-    "attention": jax.checkpoint_policies.save_only_these_names("attended"),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _NAMED
+    ),
+    "attention": _NAMED,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT, *ATTENTION],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What the backward pass finds saved of each layer: everything; its input and what attention gave (the default for
-models that do not fit otherwise); its input and every matrix product; its input alone."""
+"""What the backward pass finds saved of each layer; see `TrainConfig.remat`."""
 
 
 class Layers(nnx.Module):
@@ -103,33 +114,37 @@ def run_layer(
     """One layer, from its parameters `p` (slices of `Layers`' arrays): attention, then MLP, each added to x.
 
     Args:
+      x_BTE: in the dtype of the activations, which every product's result is rounded to.
       rope: tables of `layers.rope_tables`; None in a layer without positions.
     """
     c = config
     B, T, _ = x_BTE.shape
+    activations = x_BTE.dtype
 
     def linear(name: str, x: jax.Array) -> jax.Array:
-        y = layers.matmul(x, dense(p[name]), dtype)
+        y = layers.matmul(x, dense(p[name]), dtype, activations)
         bias = p.get(f"{name}_bias")
         y = y if bias is None else y + layers.last_axis(bias, y.ndim)
-        if lora is None or name not in lora.targets:
-            return y
-        if DROPOUT_KEY in p:
-            x = layers.dropout(x, lora.dropout, jax.random.fold_in(p[DROPOUT_KEY], lora.targets.index(name)))
-        return y + lora.scale * layers.matmul(layers.matmul(x, p[name + LORA_A], dtype), p[name + LORA_B], dtype)
+        if lora is not None and name in lora.targets:
+            if DROPOUT_KEY in p:
+                x = layers.dropout(x, lora.dropout, jax.random.fold_in(p[DROPOUT_KEY], lora.targets.index(name)))
+            low = layers.matmul(x, p[name + LORA_A], dtype, activations)
+            y = y + lora.scale * layers.matmul(low, p[name + LORA_B], dtype)
+        return y.astype(activations)
 
-    def norm(name: str, x: jax.Array) -> jax.Array:
-        return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset)
+    def norm(name: str, x: jax.Array, out_dtype: Any = activations) -> jax.Array:
+        return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset, out_dtype=out_dtype)
 
     h = norm("attention_norm", x_BTE)
     q = linear("q", h).reshape(B, T, c.num_heads, c.head_dim)
     k = linear("k", h).reshape(B, T, c.num_kv_heads, c.head_dim)
     v = linear("v", h).reshape(B, T, c.num_kv_heads, c.head_dim)
     if c.family.qk_norm:
-        q, k = norm("q_norm", q), norm("k_norm", k)
+        # attention rounds them, once, when they are rotated and scaled
+        q, k = norm("q_norm", q, jnp.float32), norm("k_norm", k, jnp.float32)
     if rope is not None:
         q, k = layers.apply_rope(q, rope), layers.apply_rope(k, rope)
-    h = linear("o", checkpoint_name(attend(q, k, v), "attended"))
+    h = linear("o", checkpoint_name(attend(q, k, v).astype(activations), "attended"))
     x_BTE = x_BTE + (norm("post_attention_norm", h) if c.family.sandwich_norms else h)
 
     h = norm("mlp_norm", x_BTE)
@@ -162,6 +177,8 @@ class Decoder(nnx.Module):
     Attributes:
       config: its shape.
       dtype: of the matrix products' inputs; parameters, sums and logits are fp32.
+      activations: dtype of the residual stream, of products' results, and of what is kept for the backward pass:
+        `dtype` on accelerators, whose elementwise passes are bound by bytes, fp32 on CPUs, where that is faster.
       remat: a policy of `REMAT`: which activations are kept for the backward pass.
       mesh: if set, activations are kept sharded over it.
       lora: if set, the layers' matrices have adapters.
@@ -176,8 +193,10 @@ class Decoder(nnx.Module):
         remat: str = "none",
         mesh: Mesh | None = None,
         lora: Lora | None = None,
+        activations: Any = None,
     ):
         self.config, self.dtype, self.remat, self.mesh, self.lora = config, jnp.dtype(dtype), remat, mesh, lora
+        self.activations = jnp.dtype(activations or (jnp.float32 if platform_of(mesh) == "cpu" else dtype))
         embed_key, head_key, layers_key = jax.random.split(key, 3)
         shape = (config.vocab_size, config.hidden_size)
         self.embed = nnx.Param(jax.random.normal(embed_key, shape, jnp.float32) * 0.02, axes=("vocab", "embed"))
@@ -232,6 +251,7 @@ class Decoder(nnx.Module):
                     mesh=self.mesh,
                 )
 
+            x = checkpoint_name(x, LAYER_INPUT)
             x = run_layer(p, self.config, x, rope[kind.rope] if kind.rope else None, attend, self.dtype, self.lora)
             return meshes.constrain(x, activations, self.mesh)
 
@@ -268,11 +288,13 @@ class Decoder(nnx.Module):
 
     def _embedded(self, tokens_BT: jax.Array) -> jax.Array:
         x = self.embed[...][tokens_BT].astype(jnp.float32)
-        return x * self.config.hidden_size**0.5 if self.config.family.scaled_embedding else x
+        x = x * self.config.hidden_size**0.5 if self.config.family.scaled_embedding else x
+        return x.astype(self.activations)
 
     def _final_norm(self, x_BTE: jax.Array) -> jax.Array:
         c = self.config
-        return layers.rms_norm(x_BTE, self.norm[...], c.rms_norm_eps, offset=c.family.norm_offset)
+        norm = functools.partial(layers.rms_norm, offset=c.family.norm_offset, out_dtype=self.activations)
+        return norm(x_BTE, self.norm[...], c.rms_norm_eps)
 
     def _rope_tables(self, positions_BT: jax.Array) -> dict[Rope, tuple[jax.Array, jax.Array]]:
         """cos and sin for every kind of positions that a layer of this model uses."""

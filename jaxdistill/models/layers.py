@@ -1,7 +1,8 @@
 """The pure functions a decoder is made of.
 
 Dimension key: B rows, T tokens, H heads, D head_dim, E width.
-Sums, norms, softmax and the residual stream are fp32; `dtype` is that of the matrix products' inputs.
+Sums, norms and softmax are computed in fp32; `dtype` is that of the matrix products' inputs. What a layer hands on, the
+residual stream and every product's result, has the dtype of the activations (`Decoder.activations`).
 """
 
 from __future__ import annotations
@@ -14,33 +15,37 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxdistill.layouts import rows_first
+from jaxdistill.precision import precision_of
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: jax.Array, w: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """x [..., E] @ w [E, F] -> fp32 [..., F]: inputs rounded to `dtype`, products summed in fp32, backwards too.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul(x: jax.Array, w: jax.Array, dtype: DTypeLike, out_dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """x [..., E] @ w [E, F] -> [..., F]: inputs rounded to `dtype`, products summed in fp32, backwards too.
 
-    Asking for an fp32 result is what makes bf16 inputs exact in their sums, and on CPUs with bf16 units fast.
+    Args:
+      out_dtype: of the result, to which the fp32 sums are rounded once; the gradient by x has x's dtype, that by w is
+        fp32 until it is rounded to w's. An fp32 result is what makes bf16 inputs fast on CPUs with bf16 units; on
+        accelerators it would double the bytes that every elementwise pass and the backward pass read.
     """
-    return _dot(x, w, ((x.ndim - 1,), (0,)), dtype)
+    return _dot(x, w, ((x.ndim - 1,), (0,)), dtype, out_dtype)
 
 
-def _matmul_forward(x, w, dtype):
-    return matmul(x, w, dtype), (x, w)
+def _matmul_forward(x, w, dtype, out_dtype):
+    return matmul(x, w, dtype, out_dtype), (x, w)
 
 
-def _matmul_backward(dtype, saved, g):
+def _matmul_backward(dtype, out_dtype, saved, g):
     x, w = saved
-    dx = _dot(g, w, ((g.ndim - 1,), (1,)), dtype)
+    dx = _dot(g, w, ((g.ndim - 1,), (1,)), dtype, x.dtype)
     rows = tuple(range(g.ndim - 1))
     dw = jax.lax.platform_dependent(
         x, g,
         cpu=lambda x, g: _over_tokens_on_cpu(x, g, dtype),
         default=lambda x, g: _dot(x, g, (rows, rows), dtype),
     )  # fmt: skip
-    return dx.astype(x.dtype), dw.astype(w.dtype)
+    return dx, dw.astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -61,16 +66,23 @@ def _over_tokens_on_cpu(x, g, dtype):
     return rows_first(_dot(rows_first(x.T), rows_first(g), ((1,), (0,)), dtype))
 
 
-def _dot(a, b, contract, dtype):
+def _dot(a, b, contract, dtype, out_dtype=jnp.float32):
     return jax.lax.dot_general(
-        a.astype(dtype), b.astype(dtype), (contract, ((), ())), preferred_element_type=jnp.float32
+        a.astype(dtype),
+        b.astype(dtype),
+        (contract, ((), ())),
+        precision=precision_of(dtype),
+        preferred_element_type=jnp.dtype(out_dtype),
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """activation(gate) * up, one of `ACTIVATIONS`; the backward pass keeps the two alone, and activates again."""
-    return ACTIVATIONS[activation](gate) * up
+    """activation(gate) * up, one of `ACTIVATIONS`, computed in fp32 and rounded to gate's dtype.
+
+    The backward pass keeps the two inputs alone, and activates again.
+    """
+    return (ACTIVATIONS[activation](_fp32(gate)) * _fp32(up)).astype(gate.dtype)
 
 
 def _gated_forward(activation, gate, up):
@@ -78,28 +90,62 @@ def _gated_forward(activation, gate, up):
 
 
 def _gated_backward(activation, saved, g):
-    gate, up = saved
+    dtype, (gate, up), g = saved[0].dtype, map(_fp32, saved), _fp32(g)
     if activation == "silu":
         # by tanh: the sigmoid as it was computed before, XLA would recognise, and keep
         sigmoid = 0.5 + 0.5 * jnp.tanh(0.5 * gate)
         activated = gate * sigmoid
-        return g * up * (sigmoid + activated * (1.0 - sigmoid)), g * activated
+        return (g * up * (sigmoid + activated * (1.0 - sigmoid))).astype(dtype), (g * activated).astype(dtype)
     activated, pull = jax.vjp(ACTIVATIONS[activation], gate)
-    return *pull(g * up), g * activated
+    return pull(g * up)[0].astype(dtype), (g * activated).astype(dtype)
 
 
 gated.defvjp(_gated_forward, _gated_backward)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float, *, offset: bool = False) -> jax.Array:
-    """Root-mean-square norm over the last axis, in fp32.
+def rms_norm(
+    x: jax.Array, scale: jax.Array, eps: float, *, offset: bool = False, out_dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Root-mean-square norm over the last axis, computed in fp32 and rounded once to `out_dtype`.
 
     Args:
       offset: `scale` is stored as its distance from 1; a bf16 one must not be rounded again by adding 1 to it.
     """
-    x, scale = x.astype(jnp.float32), scale.astype(jnp.float32)
-    scale = scale + 1.0 if offset else scale
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * last_axis(scale, x.ndim)
+    scale = _fp32(scale) + 1.0 if offset else _fp32(scale)
+    if x.dtype == jnp.float32:
+        return (x * _inverse_rms(x, eps) * last_axis(scale, x.ndim)).astype(out_dtype)
+    return _norm(x, scale, eps, jnp.dtype(out_dtype))
+
+
+def _inverse_rms(x, eps):
+    return jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _norm(x, scale, eps, out_dtype):
+    """`rms_norm` of inputs in less than fp32: the backward pass keeps them as they are, and no fp32 copy of them."""
+    return _norm_forward(x, scale, eps, out_dtype)[0]
+
+
+def _norm_forward(x, scale, eps, out_dtype):
+    inverse = _inverse_rms(_fp32(x), eps)
+    return (_fp32(x) * inverse * last_axis(scale, x.ndim)).astype(out_dtype), (x, scale, inverse)
+
+
+def _norm_backward(eps, out_dtype, saved, g):
+    x, scale, inverse = saved
+    normed, g = _fp32(x) * inverse, _fp32(g)
+    by_normed = g * last_axis(scale, x.ndim)
+    along = jnp.mean(by_normed * normed, axis=-1, keepdims=True)
+    dx = (inverse * (by_normed - along * normed)).astype(x.dtype)
+    return dx, jnp.sum(g * normed, axis=tuple(range(x.ndim - 1)))
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
+
+
+def _fp32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
 
 
 def last_axis(vector: jax.Array, ndim: int) -> jax.Array:
@@ -134,7 +180,7 @@ def rope_tables(positions_BT: jax.Array, frequencies: np.ndarray, scale: float) 
 
 
 def apply_rope(x_BTHD: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the pairs (i, i + D/2) of every head, as Hugging Face lays them out."""
+    """Rotates the pairs (i, i + D/2) of every head, as Hugging Face lays them out; the result is fp32."""
     cos, sin = tables
-    a, b = jnp.split(x_BTHD, 2, axis=-1)
+    a, b = jnp.split(_fp32(x_BTHD), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

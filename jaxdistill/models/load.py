@@ -31,10 +31,11 @@ def abstract_model(
     remat: str = "none",
     mesh: Mesh | None = None,
     lora: Lora | None = None,
+    activations: Any = None,
 ) -> Decoder:
-    """A model with shapes for parameters, which costs no memory."""
-    key = jax.random.key(0)
-    return nnx.eval_shape(lambda: Decoder(config, key=key, dtype=dtype, remat=remat, mesh=mesh, lora=lora))
+    """A model with shapes for parameters, which costs no memory; the arguments are those of `Decoder`."""
+    more = {"dtype": dtype, "remat": remat, "mesh": mesh, "lora": lora, "activations": activations}
+    return nnx.eval_shape(lambda: Decoder(config, key=jax.random.key(0), **more))
 
 
 def param_shardings(
@@ -73,15 +74,32 @@ def init_model(
     remat: str = "none",
     mesh: Mesh | None = None,
 ) -> Decoder:
-    """A model from scratch; its parameters are born sharded and do not depend on the mesh."""
+    """A model from scratch; its parameters are born sharded and do not depend on the mesh.
+
+    Beside the parameters, memory holds at most one of them as it was before it was quantized.
+    """
     _check_param_dtype(param_dtype)
+    params = new_params(config, seed, mesh, param_dtype)()
+    if param_dtype in QTYPES:
+        _quantize_matrices(params["layers"], param_dtype)
+    return with_params(abstract_model(config, dtype=dtype, remat=remat, mesh=mesh), params)
+
+
+def new_params(config: ModelConfig, seed: int, mesh: Mesh | None, param_dtype: str) -> jax.stages.Wrapped:
+    """() -> the parameters of a model from scratch, each rounded where it is drawn: an fp32 copy of all would be twice
+    what is kept (Qwen3-8B in bf16: a peak of 45.8 GiB instead of 15.3)."""
 
     def make() -> dict[str, Any]:
-        return nnx.to_pure_dict(nnx.state(Decoder(config, key=jax.random.key(seed))))
+        made = nnx.to_pure_dict(nnx.state(Decoder(config, key=jax.random.key(seed))))
+        return jax.tree.map(lambda p: p.astype(_array_dtype(param_dtype)), made)
 
-    params = jax.jit(make, out_shardings=param_shardings(config, mesh))()
-    params = jax.tree.map_with_path(lambda path, p: stored(p, path[-1].key, param_dtype), params)
-    return with_params(abstract_model(config, dtype=dtype, remat=remat, mesh=mesh), params)
+    return jax.jit(make, out_shardings=param_shardings(config, mesh))
+
+
+def _quantize_matrices(layers: dict[str, Any], param_dtype: str) -> None:
+    """In place, one matrix after the other: what was quantized is freed before the next."""
+    for name in [name for name in layers if name in MATRICES]:
+        layers[name] = jax.block_until_ready(stored(layers.pop(name), name, param_dtype))
 
 
 def with_lora(model: Decoder, lora: Lora, seed: int, rules: Mapping[str, Any] = meshes.RULES) -> Decoder:

@@ -24,7 +24,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--mesh", metavar="SIZES", help="as fsdp=16,tensor=4; -1 takes the rest; the config's if absent")
     sub.add_argument("--batch", type=int, metavar="ROWS", help="rows of a step; the config's if absent")
     sub.add_argument("--micro-batches", type=int, metavar="N", help="the config's if absent")
-    sub.add_argument("--remat", choices=("none", "attention", "dots", "full"), help="the config's if absent")
+    sub.add_argument("--remat", metavar="POLICY", help="such as full or attention; the config's if absent")
     sub.add_argument("--row-tokens", type=int, metavar="T", help="length of a packed row; the config's if absent")
     sub.add_argument("--segment-tokens", type=int, metavar="T", help="mean length of a packed example; a row if absent")
     sub.add_argument("--steps", type=int, metavar="N", help="of the whole run, for hours; the config's if it says")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from jaxdistill.plan.hlo import Computations, Op, array_bytes, parse, replica_group
 from jaxdistill.plan.loops import counted
+from jaxdistill.plan.moved import COLLECTIVES, INSIDE, category_of, memory_spaces_apart, moved_bytes
 from jaxdistill.plan.products import (
     MATRIX_CALLS,
     attention_flops,
@@ -21,8 +22,6 @@ from jaxdistill.plan.products import (
     dot_flops,
     matrix_call_flops,
 )
-
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,30 +50,51 @@ class Costs:
     collective_bytes: defaultdict[Collective, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     """Bytes that one device sends."""
     collective_calls: defaultdict[Collective, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    moved: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    """Bytes that are read from and written to memory, by category (`moved`)."""
+    moved_by: defaultdict[tuple[str, str, str], float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    """The same by category, instruction, and scope."""
+    products: defaultdict[tuple[float, float], float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    """Matrix products by (FLOPs, bytes moved) of one: how many there are."""
     unknown_loops: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     """Loops whose length nobody knew, by scope; counted as running once."""
 
 
-def analyze(text: str, devices: int, loops: Callable[[str], float | None] = lambda scope: None) -> Costs:
+def analyze(
+    text: str, devices: int, loops: Callable[[str], float | None] = lambda scope: None, *, platform: str = "gpu"
+) -> Costs:
     """
     Args:
       devices: of the mesh.
       loops: how often a loop runs whose end is not in the program, by its scope; None if it does not know either.
+      platform: gpu, tpu or cpu: which memory is not HBM.
     """
     computations, entry = parse(text)
-    walk = _Walk(computations, devices, loops)
+    walk = _Walk(computations, devices, loops, memory_spaces_apart(platform))
     walk.run(entry, 1.0, False, set())
     return walk.costs
 
 
+def outside_bytes(moved: Mapping[str, float]) -> float:
+    """Bytes moved by everything but matrix products, attention kernels and collectives."""
+    return sum(size for category, size in moved.items() if category not in INSIDE)
+
+
 class _Walk:
-    def __init__(self, computations: Computations, devices: int, loops: Callable[[str], float | None]):
-        self.all, self.devices, self.loops, self.costs = computations, devices, loops, Costs()
+    def __init__(
+        self,
+        computations: Computations,
+        devices: int,
+        loops: Callable[[str], float | None],
+        apart: tuple[int, ...],
+    ):
+        self.all, self.devices, self.loops, self.apart, self.costs = computations, devices, loops, apart, Costs()
 
     def run(self, name: str, times: float, fused: bool, seen: set[str]) -> None:
         """Adds a computation that runs so many times; `seen` holds the collectives of this run of the loop."""
         ops = self.all[name]
         for op in ops.values():
+            before = self.costs.flops
             if op.opcode == "dot":
                 self.costs.flops += times * dot_flops(op, ops)
             elif op.opcode == "convolution":
@@ -86,6 +106,17 @@ class _Walk:
             if not fused:
                 self.costs.cycles += times * float(op.attribute(r'"estimated_cycles":"(\d+)"') or 0)
             self._inner(op, ops, times, fused, seen)
+            if not fused:
+                self._moved(op, ops, times, self.costs.flops - before)
+
+    def _moved(self, op: Op, ops: Mapping[str, Op], times: float, flops: float) -> None:
+        size = moved_bytes(op, ops, self.all, self.apart)
+        if size:
+            category = category_of(op, self.all)
+            self.costs.moved[category] += times * size
+            self.costs.moved_by[category, op.name, op.scope] += times * size
+            if category == "products" and times:
+                self.costs.products[round(flops / times), size] += times
 
     def _inner(self, op: Op, ops: Mapping[str, Op], times: float, fused: bool, seen: set[str]) -> None:
         if op.opcode == "while":

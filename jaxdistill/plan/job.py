@@ -55,12 +55,14 @@ class Compiled:
 
     mesh: dict[str, int]
     peak_bytes: float
-    """The most that is in use at once, arguments included."""
+    """The most that is in use at once, arguments and what libraries take beside XLA's buffers included."""
     memory: dict[str, float]
-    """What of it: params, optimizer, frozen, batch (exact); gradients, logits (from shapes); activations (the rest)."""
+    """What of it: params, optimizer, frozen, batch (exact); gradients, logits (from shapes); libraries (workspaces);
+    activations (the rest)."""
     flops: float
     """Of matrix products in the compiled program."""
     kernel_flops: dict[str, float]
+    """Of attention kernels: GPUs' for the segments of a row, TPUs' for the whole row."""
     cycles: float
     kernels: dict[str, float]
     traffic: list[Traffic]
@@ -76,10 +78,19 @@ class Compiled:
     """Of compiling."""
     host_bytes: float
     """Peak memory of the compiler's process."""
+    moved: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Bytes that are read from and written to memory, by category (`moved`)."""
+    products: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
+    """Matrix products: FLOPs and bytes moved of one, and how many there are."""
+    layers: int = 0
+    attention: str = ""
+    """The kernel that was chosen for this backend, of `models.attention.KERNELS`."""
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Compiled:
-        return cls(**data | {"traffic": [Traffic(**t) for t in data["traffic"]]})
+        lists: dict[str, Any] = {"traffic": [Traffic(**t) for t in data["traffic"]]}
+        lists["products"] = [tuple(p) for p in data.get("products", ())]
+        return cls(**data | lists)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import subprocess
 from typing import Any
 
 from jaxdistill.plan import environments
+from jaxdistill.plan.costs import outside_bytes
 from jaxdistill.plan.estimate import FAST, SLOW, Estimate, estimate, said
 from jaxdistill.plan.job import Compiled, Job, OutOfMemory
 from jaxdistill.plan.request import resolve
@@ -70,6 +71,7 @@ class Plan:
             "steps": self.steps,
             "quick": self.job.quick,
             "compiled": dataclasses.asdict(self.found),
+            "outside_bytes": outside_bytes(self.found.moved),
             "assumptions": said(self.topology, quick=self.job.quick),
         }
         for name, of in (("fast", self.fast), ("slow", self.slow)):

@@ -68,24 +68,41 @@ def matrix_call_flops(op: Op, ops: Mapping[str, Op]) -> float:
 
 # how many products of queries with keys (2 * H * T * T * D FLOPs each) a kernel does
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
+_CUDNN = {"cudnn_forward": 2, "cudnn_backward": 5}
+_TRITON = {"attention_forward": 2, "attention_keys": 4, "attention_queries": 3}
+KERNEL_NAMES = (*_SPLASH, *_CUDNN, *_TRITON)
+
+FORWARD = ("splash_mha_fwd", "cudnn_forward", "attention_forward")
 
 
 def attention_kernel(op: Op, target: str) -> tuple[str, int] | None:
+    """(name, products of queries with keys) of a call of an attention kernel; None for other calls."""
     if target == "tpu_custom_call":
         for name, products in _SPLASH.items():
             if name in op.name or name in op.scope:
                 return name, products
         return None
     if target.startswith("__cudnn$fmha"):
-        return ("cudnn_backward", 5) if "Backward" in target else ("cudnn_forward", 2)
+        name = "cudnn_backward" if "Backward" in target else "cudnn_forward"
+        return name, _CUDNN[name]
+    if "triton" in target:
+        # what Pallas calls a kernel: its own name comes after the code that it is made of
+        called = re.findall(r'\bname = "([^"]*)"', op.rest)
+        if called and called[-1] in _TRITON:
+            return called[-1], _TRITON[called[-1]]
     return None
+
+
+def forward_kernels(kernels: Mapping[str, float]) -> float:
+    """How many forward attention kernels are among the calls of a step."""
+    return sum(count for name, count in kernels.items() if name in FORWARD)
 
 
 def attention_flops(name: str, op: Op, ops: Mapping[str, Op]) -> float:
     """FLOPs of one product of queries with all keys that they may see, in blocks of 512."""
     arrays = [dims(ops[o].type) for o in op.operands if o in ops and ops[o].type.startswith(("bf16", "f16"))]
     shape = max((a for a in arrays if len(a) >= 3), key=math.prod)
-    if name.startswith("cudnn"):  # [B, T, H, D]
+    if not name.startswith("splash"):  # [B, T, H, D]
         tokens, rest = shape[1], shape[0] * shape[2] * shape[3]
     else:  # [(B,) H, T, D]
         tokens, rest = shape[-2], math.prod(shape[:-2]) * shape[-1]

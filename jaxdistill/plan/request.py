@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -11,10 +12,11 @@ from typing import Any
 
 from jaxdistill import hub
 from jaxdistill.config import RunConfig, to_dict
+from jaxdistill.models.decoder import REMAT
 from jaxdistill.plan.job import Job
 from jaxdistill.plan.targets import Topology
 from jaxdistill.records import RunDir, read_manifest
-from jaxdistill.train.parts import micro_batches_of
+from jaxdistill.train.defaults import micro_batches_of
 
 AXES = ("data", "fsdp", "tensor", "context")
 
@@ -50,7 +52,7 @@ def make_job(
 
     Raises:
       ValueError: a contrastive or an on-policy training, a student whose shape is not known here, rows beyond its
-        context, or a mesh that does not fit.
+        context, an unknown remat policy, or a mesh that does not fit.
     """
     if config.train.contrastive is not None:
         raise ValueError("plan knows nothing of train.contrastive's rows of pairs; set train.contrastive=null.")
@@ -63,6 +65,12 @@ def make_job(
             train["mesh"]["data"] = topology.slices
     elif topology.slices > 1 and train["mesh"]["data"] == 1:
         train["mesh"]["data"] = topology.slices
+    if remat is not None and remat not in REMAT:
+        near = difflib.get_close_matches(remat, REMAT, n=1)
+        raise ValueError(
+            f"--remat {remat}: no such policy; {f'did you mean {near[0]}? ' if near else ''}"
+            f"Known are {', '.join(REMAT)}."
+        )
     for key, value in (("batch_rows", batch_rows), ("micro_batches", micro_batches), ("remat", remat)):
         if value is not None:
             train[key] = value

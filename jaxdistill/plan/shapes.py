@@ -15,6 +15,9 @@ from jaxdistill.models.attention.blocks import BLOCK
 from jaxdistill.models.attention.dense import QUERY_BLOCKS
 from jaxdistill.train.program import Program
 
+KERNEL_TILE = 128
+"""Tokens of a tile of scores in GPUs' attention kernels."""
+
 
 def device_bytes(tree: Any) -> float:
     """Bytes of one device, of abstract arrays with shardings."""
@@ -60,6 +63,16 @@ class Sizes:
             return (row + 1) / 2
         # segments begin anywhere: a block of queries has about one more block before it
         return min((row + 1) / 2, (own + 1) / 2 + 1)
+
+    @property
+    def kernel_share(self) -> float:
+        """Of the work of attention's kernels for whole rows, what they do for the segments that the rows hold.
+
+        GPUs' kernels pass over tiles of other segments; TPUs' are set up for the row's causal mask alone.
+        """
+        if platform_of(self.made.mesh) != "gpu":
+            return 1.0
+        return (self.segment + KERNEL_TILE) / (self.row_tokens + KERNEL_TILE)
 
     def loop_length(self, scope: str) -> float | None:
         """How often a loop runs whose end depends on the data."""

@@ -7,10 +7,19 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from jaxdistill import progress
+from jaxdistill.plan.costs import outside_bytes
 from jaxdistill.plan.estimate import said
+from jaxdistill.plan.job import Compiled
 from jaxdistill.plan.planning import Plan, advice
+from jaxdistill.plan.products import KERNEL_NAMES, forward_kernels
 from jaxdistill.plan.targets import GIB
 
+LABELS = {
+    "compute": "compute",
+    "memory": "elementwise passes, reductions, copies",
+    "kernels": "attention kernels",
+    "exposed": "communication that nothing hides",
+}
 COLUMNS = ("mesh", "rows", "micro", "remat", "peak GiB", "of", "step s", "tokens/s", "MFU", "")
 
 
@@ -37,9 +46,10 @@ def show_plan(plan: Plan) -> None:
     if plan.fast and plan.slow:
         fast, slow = plan.fast, plan.slow
         say(f"  step          {_range(fast.seconds, slow.seconds, '.3g')} s")
-        for name in ("compute", "kernels", "exposed"):
-            label = {"exposed": "communication that nothing hides", "kernels": "attention kernels"}.get(name, name)
-            say(f"                {_range(getattr(fast, name), getattr(slow, name), '.3g')} s {label}")
+        for name, label in LABELS.items():
+            if getattr(slow, name):
+                what = "matrix products" if name == "compute" and slow.memory else label
+                say(f"                {_range(getattr(fast, name), getattr(slow, name), '.3g')} s {what}")
         say(f"  throughput    {_range(plan.tokens_per_second(slow), plan.tokens_per_second(fast), ',.0f')} tokens/s")
         say(f"  MFU           {_range(plan.mfu(slow), plan.mfu(fast), '.1%')}")
         hours = [plan.hours(of) for of in (fast, slow)]
@@ -66,6 +76,23 @@ def _show_flops(plan: Plan) -> None:
     )
     if found.kernels:
         progress.say("                " + ", ".join(f"{name} x{count:,.0f}" for name, count in found.kernels.items()))
+    progress.say(f"  attention     {attention_text(found)}")
+    if found.moved:
+        parts = sorted(found.moved.items(), key=lambda item: -item[1])
+        progress.say(
+            f"  bytes moved   {sum(found.moved.values()) / 1e9:.4g} GB a device and step, "
+            f"{outside_bytes(found.moved) / 1e9:.4g} GB of them outside of products, attention and collectives:"
+        )
+        progress.say("                " + ", ".join(f"{name} {size / 1e9:.3g}" for name, size in parts))
+
+
+def attention_text(found: Compiled) -> str:
+    """Which kernel attention takes, and how often its forward pass runs."""
+    forward = forward_kernels(found.kernels)
+    if not forward:
+        return f"{found.attention or 'unknown'}: written in JAX, no kernel of its own"
+    names = ", ".join(name for name, count in found.kernels.items() if count and name in KERNEL_NAMES)
+    return f"{names}: {forward / max(found.layers, 1):.3g} forward kernel(s) a layer and step"
 
 
 def _show_traffic(plan: Plan) -> None:
@@ -85,6 +112,8 @@ def warnings_of(plan: Plan) -> list[str]:
     sent = sum(t.bytes for t in found.traffic)
     whole = [t for t in found.traffic if t.kind == "all-reduce" and t.bytes > 0.05 * sent and t.devices > 1]
     flat = found.mesh["fsdp"] == plan.topology.devices // plan.topology.slices and found.mesh["fsdp"] > 1
+    if plan.topology.chip.platform == "gpu" and found.moved and not forward_kernels(found.kernels):
+        warnings.append(f"attention is written in JAX ({found.attention}): no kernel of this GPU takes it, slowly")
     if plan.topology.chip.platform == "tpu" and flat and whole:
         warnings.append(
             f"fsdp={found.mesh['fsdp']} spans the whole torus, where gradients are all-reduced and cut, twice the "

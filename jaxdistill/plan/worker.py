@@ -59,7 +59,9 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
     import jax
 
     from jaxdistill.plan.costs import analyze
+    from jaxdistill.plan.hlo import parse
     from jaxdistill.plan.shapes import Sizes, device_bytes
+    from jaxdistill.plan.workspaces import workspace_bytes
     from jaxdistill.train.flops import FlopCounter
     from jaxdistill.train.program import abstract_inputs
 
@@ -76,14 +78,10 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
             options[f"xla_tpu_enable_sparse_core_collective_offload_{name}"] = False
     compiled = lowered.compile(compiler_options=options)
     seconds = time.monotonic() - begun
-    text, memory = compiled.as_text(), compiled.memory_analysis()
-    assert text is not None and memory is not None, "these compilers tell both"
-    peak = float(memory.peak_memory_in_bytes)
-    if topology.chip.platform == "cpu":
-        # here it leaves out what is temporary, which CPUs hold as one block from the first instruction to the last
-        m = memory
-        peak = float(m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes)
-    costs = analyze(text, mesh.size, sizes.loop_length)
+    text, peak = compiled.as_text(), compiler_peak(compiled.memory_analysis(), topology.chip.platform)
+    assert text is not None, "these compilers tell it"
+    libraries = workspace_bytes(parse(text)[0]) if topology.chip.platform == "gpu" else 0.0
+    costs = analyze(text, mesh.size, sizes.loop_length, platform=topology.chip.platform)
     counter = FlopCounter(made.student, made.lora)
     parts = {
         "params": device_bytes(state["params"]),
@@ -94,10 +92,11 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
     }
     return Compiled(
         mesh=dict(mesh.shape),
-        peak_bytes=peak,
-        memory=split_memory(peak, parts, device_bytes(state["params"]), sizes.vocabulary_bytes()),
+        peak_bytes=peak + libraries,
+        memory=split_memory(peak, parts, device_bytes(state["params"]), sizes.vocabulary_bytes())
+        | {"libraries": libraries},
         flops=costs.flops,
-        kernel_flops=dict(costs.kernel_flops),
+        kernel_flops={name: flops * sizes.kernel_share for name, flops in costs.kernel_flops.items()},
         cycles=costs.cycles,
         kernels=dict(costs.kernels),
         traffic=traffic_of(costs, list(mesh.devices.flat), topology),
@@ -108,7 +107,21 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
         parameters=sum(x.size for x in jax.tree.leaves(state["params"])),
         seconds=seconds,
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
+        moved=dict(costs.moved),
+        products=[(flops, size, count) for (flops, size), count in costs.products.items()],
+        layers=made.student.num_layers,
+        attention=sizes.kernel,
     )
+
+
+def compiler_peak(memory: Any, platform: str) -> float:
+    """Bytes that XLA's own buffers take at the peak, arguments included; from `memory_analysis`."""
+    assert memory is not None, "these compilers tell it"
+    if platform != "cpu":
+        return float(memory.peak_memory_in_bytes)
+    # here the peak leaves out what is temporary, which CPUs hold as one block from the first instruction to the last
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return float(held + memory.temp_size_in_bytes)
 
 
 def make_described(job: Job, topology: Topology) -> tuple[Program, dict[str, Any]]:

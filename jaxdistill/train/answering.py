@@ -191,7 +191,7 @@ def set_up_answerer(train: TrainConfig, run: RunDir, row_tokens: int, stop: int)
       ValueError: as `ByVLLM`.
     """
     own = train.on_policy
-    assert own is not None
+    assert own is not None and train.compute_dtype != "auto", "the training has settled it"
     if own.rollouts == "jax":
         return ByDecoder(own, stop=stop, rows=own.rows_of(train.batch_rows), row_tokens=row_tokens)
     return ByVLLM(

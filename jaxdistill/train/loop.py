@@ -46,7 +46,7 @@ def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
     )
     if processes.is_first():
         write_json(run.checkpoints / SHAPE, made.student.to_hf())
-    state, frozen, restored = start_state(config, run, made, checkpoints)
+    state, frozen, restored = start_state(run, made, checkpoints)
     first = restored.step if restored else 0
     if restored:
         progress.say(f"  going on from the checkpoint at step {first:,} of {made.steps:,}")

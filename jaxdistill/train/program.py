@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
@@ -17,10 +17,11 @@ from jaxdistill.models.attention import platform_of
 from jaxdistill.models.load import stored
 from jaxdistill.parallel import mesh as meshes
 from jaxdistill.parallel.mesh import RULES
+from jaxdistill.parallel.options import step_options
 from jaxdistill.train.contrastive import Contrast
+from jaxdistill.train.defaults import compute_dtype_of, micro_batches_of, remat_of, step_size
 from jaxdistill.train.distill import Distillation
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
-from jaxdistill.train.parts import micro_batches_of
 from jaxdistill.train.step import State, make_step, state_shapes, state_shardings
 
 
@@ -46,6 +47,55 @@ class Program:
     """How the teacher grades rows that the student has sampled."""
 
 
+def settle(
+    train: TrainConfig,
+    student: ModelConfig,
+    lora: Lora | None,
+    mesh: Mesh,
+    row_tokens: int,
+    *,
+    base_dtype: str = "float32",
+    memory: float | None = None,
+) -> TrainConfig:
+    """`train` with nothing left open: its `micro_batches`, `compute_dtype` and `remat` are those of this mesh.
+
+    Args:
+      base_dtype: of parameters that are not trained.
+      memory: bytes of one device, for devices that are not here; those that are tell themselves.
+    Raises:
+      ValueError: a remat policy that the devices do not know.
+    """
+    platform, dropout = platform_of(mesh), lora is not None and lora.dropout > 0
+    parts = micro_batches_of(train, platform, mesh.shape, row_tokens, student.hidden_size, dropout=dropout)
+    dtype = compute_dtype_of(train, platform)
+    if train.remat == "offload" and platform == "cpu":
+        raise ValueError("train.remat: offload is for GPUs and TPUs; on CPUs set full, or leave it out.")
+    trained, frozen = (
+        sum(x.size for x in jax.tree.leaves(p)) for p in split_params(params_of(abstract_model(student, lora=lora)))
+    )
+    size = step_size(
+        train, student, mesh.shape, row_tokens, parts,
+        trained=trained, frozen=frozen, frozen_bytes=PARAM_BYTES[base_dtype], itemsize=jax.numpy.dtype(dtype).itemsize,
+    )  # fmt: skip
+    remat: Any = remat_of(train, platform, student, size, memory or memory_of(mesh))
+    return dataclasses.replace(train, micro_batches=parts, compute_dtype=cast(Any, dtype), remat=remat)
+
+
+PARAM_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1, "nf4": 0.6}
+"""Of one parameter that is not trained, its scales included."""
+
+
+def memory_of(mesh: Mesh) -> float | None:
+    """Bytes that a program may use on one of these devices; None if they do not tell."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return None
+    try:
+        found = mesh.local_devices[0].memory_stats() if mesh.local_devices else None
+    except (RuntimeError, jax.errors.JaxRuntimeError):  # a device that is only described
+        return None
+    return float(found["bytes_limit"]) if found and "bytes_limit" in found else None
+
+
 def make_program(
     train: TrainConfig,
     student: ModelConfig,
@@ -69,15 +119,9 @@ def make_program(
     Raises:
       ValueError: a mesh that does not fit the model or the batch.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    micro_batches = micro_batches_of(
-        train,
-        platform_of(mesh),
-        mesh.shape,
-        row_tokens,
-        student.hidden_size,
-        dropout=lora is not None and lora.dropout > 0,
-    )
+    train = settle(train, student, lora, mesh, row_tokens)
+    ways, micro_batches = mesh.shape["data"] * mesh.shape["fsdp"], train.micro_batches
+    assert micro_batches is not None
     if (train.batch_rows // micro_batches) % ways:
         raise ValueError(
             f"train.batch_rows={train.batch_rows} in {micro_batches} micro-batches does not divide over {ways} "
@@ -100,6 +144,7 @@ def make_program(
         contrast=contrast,
         distillation=distillation,
         on_policy=on_policy,
+        options=step_options(platform_of(mesh), deterministic=train.deterministic),
     )
     return Program(
         shape=(train.batch_rows, row_tokens),

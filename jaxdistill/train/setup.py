@@ -23,7 +23,7 @@ from jaxdistill.train.feed import TrainRows
 from jaxdistill.train.grading import set_up_grader
 from jaxdistill.train.on_policy import Rollouts, graded
 from jaxdistill.train.pairs import PairFeed, reference_identity, reference_logprobs, set_up_contrast
-from jaxdistill.train.program import Program, make_program
+from jaxdistill.train.program import Program, make_program, settle
 from jaxdistill.train.step import State, init_state, state_shapes
 
 
@@ -31,6 +31,8 @@ from jaxdistill.train.step import State, init_state, state_shapes
 class Training(Program):
     """A training, ready to begin or to go on."""
 
+    config: RunConfig
+    """Of the run, with nothing of the step left open."""
     rows: TrainRows
     epochs: float
     contrast: Contrast | None
@@ -50,19 +52,21 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
       ValueError: no rows, rows that are too long for the student, a mesh that does not fit devices, model or batch,
         or a teacher of another tokenizer.
     """
-    t = config.train
-    batches = Batches(run.tokens, batch_rows=t.batch_rows, seed=config.seed)
-    steps = t.steps or math.ceil((t.epochs or 0) * batches.rows / t.batch_rows)
+    batches = Batches(run.tokens, batch_rows=config.train.batch_rows, seed=config.seed)
     tokenizer = load_tokenizer(str(run.tokenizer))
-    student = student_shape(config.student, len(tokenizer), batches.row_tokens)
-    mesh = make_mesh(to_dict(t.mesh))
+    student, lora = student_shape(config.student, len(tokenizer), batches.row_tokens), lora_of(config.student)
+    mesh = make_mesh(to_dict(config.train.mesh))
+    base = config.student.lora.base_dtype if config.student.lora else "float32"
+    t = settle(config.train, student, lora, mesh, batches.row_tokens, base_dtype=base)
+    config = dataclasses.replace(config, train=t)
+    steps = t.steps or math.ceil((t.epochs or 0) * batches.rows / t.batch_rows)
     contrast, pairs = set_up_contrast(config, run, mesh, student.vocab_size)
     distillation, teacher, of_teacher = set_up_distillation(config, run, mesh, steps, batches, student.vocab_size)
     vocabulary, grader, of_grader = set_up_grader(config, run, batches.row_tokens, student.vocab_size)
     made = make_program(
         t,
         student,
-        lora_of(config.student),
+        lora,
         mesh,
         row_tokens=batches.row_tokens,
         steps=steps,
@@ -81,6 +85,7 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
         rollouts = Rollouts(t, made, rows, answerer, grader, vocabulary=made.on_policy.vocabulary, seed=config.seed)
     return Training(
         **{field.name: getattr(made, field.name) for field in dataclasses.fields(made)},
+        config=config,
         rows=rows,
         epochs=steps * t.batch_rows / batches.rows,
         contrast=contrast,
@@ -91,10 +96,9 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
     )
 
 
-def start_state(
-    config: RunConfig, run: RunDir, made: Training, checkpoints: Checkpoints
-) -> tuple[State, Any, Restored | None]:
+def start_state(run: RunDir, made: Training, checkpoints: Checkpoints) -> tuple[State, Any, Restored | None]:
     """(state, frozen parameters, the checkpoint that it comes from or None); parameters are never held twice."""
+    config = made.config
     trained, frozen = split_params(params_of(made.model))
     restored = checkpoints.restore(state_shapes(trained, made.optimizer), made.shardings)
 
@@ -129,7 +133,9 @@ def describe(made: Training, parameters: int) -> str:
     devices = f"{made.mesh.size} {jax.devices()[0].platform} device(s)"
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     parts = f" in {made.micro_batches} parts" if made.micro_batches > 1 else ""
+    t = made.config.train
+    remat = f", remat {t.remat}" if t.remat != "none" else ""
     return (
         f"  {parameters:,} parameters, {made.steps:,} steps of {made.shape[0]} x {made.shape[1]} tokens{parts} "
-        f"({made.epochs:.1f} epochs) on {devices}{hosts}"
+        f"({made.epochs:.1f} epochs) on {devices}{hosts}, {t.compute_dtype}{remat}"
     )

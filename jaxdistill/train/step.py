@@ -44,6 +44,7 @@ def make_step(
     contrast: Contrast | None = None,
     distillation: Distillation | None = None,
     on_policy: Distillation | None = None,
+    options: dict[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
     """The compiled step (state, batch, frozen parameters, teacher's parameters) -> (state, metrics).
 
@@ -58,6 +59,7 @@ def make_step(
       spike: a loss this many times its running mean is one; none is if absent.
       contrast: if given, the batch has rows of pairs too, in `batch["pairs"]`, whose loss is added.
       on_policy: how the rows are graded that a batch may have in `batch["rollouts"]`, sampled by the student.
+      options: of the compiler, see `parallel.options`.
     """
     weights = jnp.array((0.0, *region_weights), jnp.float32)
     dropout = model.lora is not None and model.lora.dropout > 0
@@ -104,7 +106,7 @@ def make_step(
             metrics["learning_rate"] = jnp.float32(schedule(state["step"] - state["guard"]["skipped"]))
         return kept | {"step": state["step"] + 1, "guard": guard}, metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
 def _judge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import re
@@ -12,18 +13,22 @@ import numpy as np
 import pytest
 
 from jaxdistill.models.attention import attention as attend
-from jaxdistill.models.attention import blocks, choose, cudnn, platform_of
+from jaxdistill.models.attention import blocks, choose, cudnn, pallas, platform_of, triton, warn
 from jaxdistill.models.attention.blocks import attend_blocks, make_plan
 from jaxdistill.models.attention.cudnn import segment_spans
 from jaxdistill.models.attention.dense import attend_dense
+from jaxdistill.models.attention.triton import attend_triton
 from jaxdistill.parallel.mesh import make_mesh
 
-RUN_ANYWHERE = ["dense", "blocks", "splash"]
+RUN_ANYWHERE = ["dense", "blocks", "splash", "triton"]
+# blocks of more queries than keys, and of fewer
+SMALL = triton.Sizes(triton.Tile(32, 16, 4, 2), triton.Tile(16, 32, 4, 2), triton.Tile(32, 16, 4, 2))
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 16)
+    monkeypatch.setattr(triton, "sizes_of", lambda *_: SMALL)
 
 
 def reference(q, k, v, segment_ids, weights, *, scale, window=None):
@@ -73,23 +78,27 @@ def weights_of(segment_ids, width, seed=1):
 # tests compile far longer than they run
 @functools.partial(
     jax.jit,
-    static_argnames=("kernel", "window", "dtype", "mesh"),
+    static_argnames=("kernel", "window", "dtype", "mesh", "max_segments"),
     compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
 )
-def compiled(q, k, v, segment_ids, weights, *, kernel, window, dtype, mesh):
+def compiled(q, k, v, segment_ids, weights, *, kernel, window, dtype, mesh, max_segments=None):
     def loss(q, k, v):
         out = attend(
-            q, k, v, segment_ids, scale=q.shape[-1] ** -0.5, window=window, dtype=dtype, mesh=mesh, kernel=kernel
-        )
+            q, k, v, segment_ids, scale=q.shape[-1] ** -0.5, window=window, dtype=dtype, mesh=mesh, kernel=kernel,
+            max_segments=max_segments,
+        )  # fmt: skip
         return jnp.sum(out * weights), out
 
     (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
     return out, *gradients
 
 
-def run(q, k, v, segment_ids, weights, *, kernel, window=None, dtype="float32", mesh=None):
+def run(q, k, v, segment_ids, weights, *, kernel, window=None, dtype="float32", mesh=None, max_segments=None):
     """(output, dq, dk, dv) of a weighted sum of the output."""
-    return compiled(q, k, v, segment_ids, weights, kernel=kernel, window=window, dtype=dtype, mesh=mesh)
+    return compiled(
+        q, k, v, segment_ids, weights,
+        kernel=kernel, window=window, dtype=dtype, mesh=mesh, max_segments=max_segments,
+    )  # fmt: skip
 
 
 def assert_close(got, want, segment_ids, atol):
@@ -196,21 +205,23 @@ def test_no_segments_are_one_segment_a_row():
     assert_close(got, run(q, k, v, one, weights, kernel="dense"), one, atol=1e-5)
 
 
-def test_segments_may_be_numbered_and_torn_in_any_way():
+@pytest.mark.parametrize("kernel", ["blocks", "triton"])
+def test_segments_may_be_numbered_and_torn_in_any_way(kernel):
     q, k, v = inputs(1, 64, 2, 1, 16)
     ids = np.repeat(np.array([[7, 2, 0, 9, 2, 7, 1, 1]], np.int32), 8, axis=1)
     weights = weights_of(ids, 32)
-    got = run(q, k, v, ids, weights, kernel="blocks")
+    got = run(q, k, v, ids, weights, kernel=kernel)
     assert_close(got, reference(q, k, v, ids, weights, scale=0.25), ids, atol=1e-5)
 
 
-@pytest.mark.parametrize("compute", [attend_dense, attend_blocks])
+@pytest.mark.parametrize("compute", [attend_dense, attend_blocks, functools.partial(attend_triton, interpret=True)])
 @pytest.mark.parametrize("window", [None, 9])
 def test_a_slice_of_the_queries_gives_a_slice_of_the_result(compute, window):
     (q, k, v, ids, _), _, _ = case("packed")
     whole = jax.jit(functools.partial(attend_dense, window=window))(q, k, v, ids)
     sliced = jax.jit(functools.partial(compute, window=window))(q[:, 10:31], k, v, ids, start=10)
-    np.testing.assert_allclose(sliced[:, :21], whole[:, 10:31], atol=1e-5)
+    real = (ids[:, 10:31] > 0)[..., None, None]
+    np.testing.assert_allclose(sliced[:, :21] * real, whole[:, 10:31] * real, atol=1e-5)
 
 
 def test_blocks_that_cannot_matter_are_skipped():
@@ -268,7 +279,7 @@ MESHES = {
     "undivided": ({"tensor": 4, "context": 2}, 6, 3, 7),
 }
 MESH_CASES = [("blocks", name) for name in MESHES]
-MESH_CASES += [("splash", "every axis"), ("splash", "gathered"), ("dense", "every axis"), ("dense", "gathered")]
+MESH_CASES += [(kernel, name) for kernel in ("splash", "dense", "triton") for name in ("every axis", "gathered")]
 
 
 @pytest.mark.parametrize(("kernel", "name"), MESH_CASES)
@@ -333,25 +344,30 @@ def stand_in(q, k, v, starts, lengths):
     return mix(attend_dense(*(garble(x, ids) for x in (q, k, v)), ids), ids).astype(q.dtype)
 
 
-# on the mesh each row is on devices of its own, and only one of them has too many
-@pytest.mark.parametrize(("limit", "mesh"), [(4, None), (2, {"data": 2, "tensor": 2, "context": 2})])
-def test_cudnn_gets_packed_rows_and_too_many_segments_go_by_blocks(monkeypatch, limit, mesh):
+@pytest.mark.parametrize("mesh", [None, {"data": 2, "tensor": 2, "context": 2}])
+def test_cudnn_gets_packed_rows(monkeypatch, mesh):
     monkeypatch.setattr(cudnn, "why_not", lambda *_, **__: None)
     monkeypatch.setattr(cudnn, "_packed_kernel", stand_in)
-    monkeypatch.setattr(cudnn, "segment_spans", lambda ids, limit=limit, spans=segment_spans: spans(ids, limit))
-    if limit == 4:
-        # all fits: the other kernel has no part in it
-        monkeypatch.setattr(cudnn, "attend_blocks", lambda q, *_, **__: jnp.full(q.shape, jnp.nan, jnp.float32))
     q, k, v = inputs(2, 40, 4, 2, 16)
     ids = ids_of([10, 1, 20], [40], T=40)
     weights = weights_of(ids, 64)
     compiled.clear_cache()
-    got = run(q, k, v, ids, weights, kernel="cudnn", mesh=mesh and make_mesh(mesh))
+    got = run(q, k, v, ids, weights, kernel="cudnn", mesh=mesh and make_mesh(mesh), max_segments=3)
     assert_close(got, run(q, k, v, ids, weights, kernel="dense"), ids, atol=2e-5)
 
 
+def test_more_segments_than_cudnn_was_set_up_for_are_no_numbers(monkeypatch):
+    monkeypatch.setattr(cudnn, "why_not", lambda *_, **__: None)
+    monkeypatch.setattr(cudnn, "_packed_kernel", stand_in)
+    q, k, v = inputs(2, 40, 4, 2, 16)
+    ids = ids_of([10, 1, 20], [40], T=40)
+    compiled.clear_cache()
+    out = run(q, k, v, ids, weights_of(ids, 64), kernel="cudnn", max_segments=2)[0]
+    assert np.isnan(out).all()
+
+
 def test_cudnn_falls_back_with_one_warning():
-    cudnn._warn_once.cache_clear()
+    warn.warn_once.cache_clear()
     (q, k, v, ids, weights), window, want = case("packed")
     with pytest.warns(UserWarning, match="cuDNN attention is not used: it takes bf16 and fp16, not float32"):
         got = run(q, k, v, ids, weights, kernel="cudnn", window=window)
@@ -376,35 +392,79 @@ def test_cudnn_is_what_a_gpu_is_asked_for(packed):
     q, k, v = inputs(2, 64, 4, 2, 64)
     ids = ids_of([30, 20], [64], T=64) if packed else None
     traced = compiled.trace(
-        q, k, v, ids, jnp.ones((2, 64, 256)), kernel="cudnn", window=None, dtype="bfloat16", mesh=None
+        q, k, v, ids, jnp.ones((2, 64, 256)), kernel="cudnn", window=None, dtype="bfloat16", mesh=None, max_segments=5
     )
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "__cudnn$fmhaSoftmax" in text and "__cudnn$fmhaSoftmaxBackward" in text
-    assert re.search(r"max_seg_per_batch\\22: (\d+)", text)[1] == (str(cudnn.MAX_SEGMENTS) if packed else "1")
+    assert re.search(r"max_seg_per_batch\\22: (\d+)", text)[1] == ("5" if packed else "1")
 
 
 @pytest.mark.usefixtures("hopper")
 def test_cudnn_is_not_asked_for_what_it_cannot():
     q = jnp.zeros((1, 8, 2, 64), jnp.bfloat16)
-    assert cudnn.why_not(q, q, packed=True, window=None) is None
+    assert cudnn.why_not(q, q, packed=True, window=None, max_segments=5) is None
+    assert "max_segments" in cudnn.why_not(q, q, packed=True, window=None)
     assert "sliding window" in cudnn.why_not(q, q, packed=True, window=3)
     assert cudnn.why_not(q, q, packed=False, window=3) is None
     assert "head dim" in cudnn.why_not(q[..., :60], q[..., :60], packed=False, window=None)
 
 
+@pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize(
-    ("platform", "T", "head_dim", "dtype", "kernel"),
+    ("platform", "T", "head_dim", "dtype", "options", "kernel"),
     [
-        ("cpu", 1024, 64, "float32", "dense"),
-        ("cpu", 1025, 64, "bfloat16", "blocks"),
-        ("tpu", 7, 64, "bfloat16", "splash"),
-        ("gpu", 7, 128, "bfloat16", "cudnn"),
-        ("gpu", 7, 128, "float32", "blocks"),
-        ("gpu", 7, 100, "float16", "blocks"),
+        ("cpu", 1024, 64, "float32", {}, "dense"),
+        ("cpu", 1025, 64, "bfloat16", {}, "blocks"),
+        ("tpu", 7, 64, "bfloat16", {}, "splash"),
+        ("gpu", 7, 128, "bfloat16", {}, "triton"),
+        ("gpu", 7, 128, "bfloat16", {"packed": False}, "cudnn"),
+        ("gpu", 7, 128, "bfloat16", {"packed": False, "deterministic": True}, "triton"),
+        ("gpu", 7, 100, "float16", {}, "triton"),
+        ("gpu", 7, 128, "float32", {}, "blocks"),
     ],
 )
-def test_the_choice(platform, T, head_dim, dtype, kernel):
-    assert choose(platform, T, head_dim, dtype) == kernel
+def test_the_choice(platform, T, head_dim, dtype, options, kernel):
+    assert choose(platform, T, head_dim, dtype, **options) == kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As JAX describes one, as far as attention asks."""
+
+    compute_capability: str
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize(
+    ("head_dim", "capability", "options", "kernel", "message"),
+    [
+        (512, "9.0", {}, "blocks", "triton: heads of 512 are wider than 256; cudnn: .*max_segments"),
+        (60, "9.0", {"packed": False}, "triton", "'triton' instead of 'cudnn'.*head dim must be"),
+        (64, "7.5", {}, "blocks", "compute capability 7.5 is too old.*A GPU of compute capability 8.0 or newer"),
+        (64, "7.5", {"max_segments": 9}, "cudnn", "'cudnn' instead of 'triton'. triton: a GPU of .* 7.5 is too old"),
+        (64, "gfx942", {"deterministic": True}, "blocks", "AMD's GPUs .*; cudnn: its backward pass is not determ"),
+    ],
+)
+def test_what_a_gpu_lacks_is_said_once(head_dim, capability, options, kernel, message):
+    warn.warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=message):
+        assert choose("gpu", 64, head_dim, "bfloat16", device=Device(capability), **options) == kernel
+    assert choose("gpu", 64, head_dim, "bfloat16", device=Device(capability), **options) == kernel
+
+
+def test_a_jax_without_triton_says_so(monkeypatch):
+    pallas._missing.cache_clear()
+    monkeypatch.setattr(pallas, "_backend", lambda: importlib.import_module("jax.experimental.pallas.gone"))
+    assert "has no Triton backend for Pallas" in pallas.why_not("bfloat16", 64)
+    pallas._missing.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", RUN_ANYWHERE)
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float32"])
+def test_the_result_has_the_dtype_that_is_asked_for(kernel, out_dtype):
+    (q, k, v, ids, _), _, _ = case("packed")
+    compute = functools.partial(attend, scale=1.0, dtype="bfloat16", kernel=kernel, out_dtype=out_dtype)
+    assert jax.eval_shape(compute, q, k, v, ids).dtype == out_dtype
 
 
 def test_the_platform_is_the_meshs():
@@ -417,5 +477,7 @@ def test_wrong_arguments():
         attend(q, k, v, None, scale=1.0, dtype=jnp.float32)
     with pytest.raises(ValueError, match="window is 0"):
         attend(q, q, q, None, scale=1.0, window=0, dtype=jnp.float32)
-    with pytest.raises(ValueError, match="choose auto or one of dense, blocks, splash, cudnn"):
+    with pytest.raises(ValueError, match="choose auto or one of dense, blocks, splash, triton, cudnn"):
         attend(q, q, q, None, scale=1.0, dtype=jnp.float32, kernel="flash")
+    with pytest.raises(ValueError, match="choose auto or triton"):
+        attend(q, q, q, None, scale=1.0, dtype=jnp.bfloat16, kernel="cudnn", deterministic=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxdistill.models import load, load_hf, params_of, tensor_files
+from jaxdistill.models import ModelConfig, init_model, load, load_hf, params_of, tensor_files
 from jaxdistill.models.tensor_files import Tensor, open_tensors, read_header
 from jaxdistill.parallel.mesh import RULES, make_mesh
 from tests.models import tiny
@@ -319,3 +319,24 @@ def test_a_config_that_is_no_config(folder):
 def test_a_mesh_that_does_not_divide_the_model(whole, shape, message):
     devices = jax.devices()[: shape.get("fsdp", 8)]
     assert message in one_line(load_hf, whole, make_mesh(shape, devices))
+
+
+# ------------------------------------------------------------------------------------------------- from scratch
+
+
+def small():
+    shape = {
+        "model_type": "qwen3", "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "head_dim": 16,
+        "max_position_embeddings": 64,
+    }  # fmt: skip
+    return ModelConfig.from_hf(shape | SHAPE, "tiny")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "nf4"])
+def test_a_model_from_scratch_in_fewer_bits_is_the_fp32_one_rounded(dtype):
+    full, low = (params_of(init_model(small(), 3, param_dtype=of)) for of in ("float32", dtype))
+    rounded = jax.tree.map_with_path(lambda path, p: load.stored(p, path[-1].key, dtype), full)
+    assert jax.tree.structure(low) == jax.tree.structure(rounded)
+    for (path, a), b in zip(jax.tree.leaves_with_path(low), jax.tree.leaves(rounded), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))

@@ -3,6 +3,8 @@
 They need the compilers' environments: `jaxdistill plan CONFIG --make-environment tpu` (and `gpu`) makes them.
 """
 
+import subprocess
+
 import pytest
 
 from jaxdistill.plan import environments
@@ -56,3 +58,30 @@ def test_the_step_compiles_for_a_gpu_with_cudnn():
 def test_what_does_not_fit_says_by_how_much():
     with pytest.raises(TooLarge, match=r"GiB too much; try train.remat: full, train.micro_batches: 4096"):
         plan_for("v5e:2x2", remat="none", batch_rows=4 * 4096)
+
+
+MAKING = """
+import os
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax
+from jaxdistill.models import ModelConfig, abstract_model, load, params_of, published
+from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.plan.targets import Topology
+from jaxdistill.plan.worker import described_devices
+
+config = ModelConfig.from_hf(published.PUBLISHED["Qwen3-0.6B"][0], "published")
+mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "context": 1, "slices": None}, described_devices(
+    Topology.of("h100:1")))
+memory = load.new_params(config, 0, mesh, "bfloat16").lower().compile().memory_analysis()
+print(memory.peak_memory_in_bytes, 2 * sum(p.size for p in jax.tree.leaves(params_of(abstract_model(config)))))
+"""
+
+
+def test_making_a_model_takes_no_more_memory_on_a_gpu_than_it_keeps():
+    python = environments.find("gpu")
+    if python is None:
+        pytest.skip("no compiler for NVIDIA GPUs: jaxdistill plan CONFIG --make-environment gpu")
+    ran = subprocess.run([python, "-c", MAKING], env=environments.variables(), capture_output=True, text=True)
+    assert not ran.returncode, ran.stderr[-2000:]
+    peak, kept = map(float, ran.stdout.split())
+    assert kept <= peak < 1.01 * kept

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.attention.dense import MASKED, visible
+from jaxdistill.models.attention.residuals import name_residuals
+from jaxdistill.precision import precision_of
 
 BLOCK = 512
 """Tokens a block: large enough to keep a GPU's matrix units busy, small enough that packed rows have blocks to skip."""
@@ -136,7 +138,7 @@ def _flash_forward(q, k, v, plan, window):
 
         return jax.lax.scan(one_block, None, (q, plan.rows, row_ids, first, end))[1]
 
-    out, logsumexp = jax.lax.map(one_row, (q, k, v, *plan[2:]))
+    out, logsumexp = name_residuals(*jax.lax.map(one_row, (q, k, v, *plan[2:])))
     return out, (q, k, v, plan, out, logsumexp)
 
 
@@ -188,4 +190,4 @@ def _add_at(total: jax.Array, j: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _einsum(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(pattern, a, b, preferred_element_type=jnp.float32)
+    return jnp.einsum(pattern, a, b, precision=precision_of(a.dtype, b.dtype), preferred_element_type=jnp.float32)

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.attention.dense import MASKED
+from jaxdistill.precision import precision_of
 
 BLOCK = 64
 """Slots whose sum is taken at once; caches of more slots have a multiple of it."""
@@ -104,7 +105,8 @@ def _scores(q_BKGD: jax.Array, k_BKDS: jax.Array, dtype: DTypeLike, platform: st
     if platform == "cpu":
         # the same sum over D for every slot, while a matrix product's kernel depends on the number of slots
         return jnp.sum(q_BKGD[..., None].astype(jnp.float32) * k_BKDS[:, :, None].astype(jnp.float32), axis=3)
-    return jnp.einsum("bkgd,bkds->bkgs", q_BKGD, k_BKDS, preferred_element_type=jnp.float32)
+    precision = precision_of(dtype)
+    return jnp.einsum("bkgd,bkds->bkgs", q_BKGD, k_BKDS, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _blocks(x: jax.Array, axis: int) -> jax.Array:
@@ -121,4 +123,6 @@ def _total(weights_BKGS: jax.Array) -> jax.Array:
 
 def _mixed(weights_BKGS: jax.Array, v_BKSD: jax.Array, dtype: DTypeLike) -> jax.Array:
     weights, values = _blocks(weights_BKGS.astype(dtype), 3), _blocks(v_BKSD.astype(dtype), 2)
-    return jnp.einsum("bkgns,bknsd->bkngd", weights, values, preferred_element_type=jnp.float32).sum(2)
+    precision = precision_of(dtype)
+    out = jnp.einsum("bkgns,bknsd->bkngd", weights, values, precision=precision, preferred_element_type=jnp.float32)
+    return out.sum(2)

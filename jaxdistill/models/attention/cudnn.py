@@ -3,26 +3,23 @@
 Rows of one segment go through the public `jax.nn.dot_product_attention`. Packed rows need cuDNN's packed layout (each
 segment by its offset and length), which JAX 0.10 offers only inside `jax._src`; all use of it is in `_packed_kernel`.
 
-Tested without a GPU: the offsets and lengths, what is done with tokens outside of them, and the choice between the
-kernels, against a stand-in that reads the same offsets; and that both forms lower for CUDA, and compile for an H100 up
-to the calls of cuDNN. NEVER EXECUTED so far: cuDNN itself, in either form. That it takes these calls, that its results
-agree with the other kernels, and how fast it is, remains to be seen on a GPU.
+Each segment costs the memory of a whole row there: their number is an argument.
+
+Executed on an H200 (JAX 0.11.2, cuDNN 9.19), whole rows and up to 31 segments a row: outputs and gradients were within
+0.0035 of fp32. Tested without a GPU: the offsets and lengths, what is done with tokens outside of them, against a
+stand-in that reads the same offsets; and that both forms lower for CUDA, and compile for an H100 up to the calls.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
-import warnings
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdistill.models.attention.blocks import attend_blocks
-
-MAX_SEGMENTS = 32
-"""Segments a row that cuDNN is set up for; a batch with a row of more goes block by block instead."""
+from jaxdistill.models.attention.warn import warn_once
 
 
 def attend_cudnn(
@@ -32,36 +29,46 @@ def attend_cudnn(
     segment_ids_BT: Int[Array, "B T"] | None,
     *,
     window: int | None = None,
+    max_segments: int | None = None,
 ) -> Float[Array, "B T H D"]:
     """cuDNN flash attention, or `blocks` with a warning where cuDNN does not take these inputs.
 
     Args:
       q_BTHD: already scaled; like the keys and values, in the dtype of the matrix products.
       segment_ids_BT: None for one segment a row, which is the fastest. Padding gives zeros.
+      max_segments: the most segments of any row. cuDNN sets aside a row's fp32 gradient for each of them, used or not.
+        If a row has more, or one that is torn apart, all results are NaN.
     """
-    T = q_BTHD.shape[1]
-    window = None if window is None or window >= T else window
     packed = segment_ids_BT is not None
-    why = why_not(q_BTHD, k_BTKD, packed=packed, window=window)
+    why = why_not(q_BTHD, k_BTKD, packed=packed, window=window, max_segments=max_segments)
     if why:
-        _warn_once(f"cuDNN attention is not used: {why}. The slower kernel 'blocks' takes its place.")
+        warn_once(f"cuDNN attention is not used: {why}. The slower kernel 'blocks' takes its place.")
         ids = segment_ids_BT if packed else jnp.ones(q_BTHD.shape[:2], jnp.int32)
         return attend_blocks(q_BTHD, k_BTKD, v_BTKD, ids, window=window)
     if segment_ids_BT is None:
-        near = None if window is None else (window - 1, 0)
+        near = None if not _limits(window, q_BTHD.shape[1]) else (window - 1, 0)
         return jax.nn.dot_product_attention(
             q_BTHD, k_BTKD, v_BTKD, scale=1.0, is_causal=True, local_window_size=near, implementation="cudnn"
-        ).astype(jnp.float32)
-    return _packed_or_blocks(q_BTHD, k_BTKD, v_BTKD, segment_ids_BT)
+        )
+    return _attend_packed(q_BTHD, k_BTKD, v_BTKD, segment_ids_BT, max_segments)
 
 
-def why_not(q_BTHD: jax.Array, k_BTKD: jax.Array, *, packed: bool, window: int | None) -> str | None:
+def why_not(
+    q_BTHD: jax.Array | jax.ShapeDtypeStruct,
+    k_BTKD: jax.Array | jax.ShapeDtypeStruct,
+    *,
+    packed: bool,
+    window: int | None,
+    max_segments: int | None = None,
+) -> str | None:
     """Why cuDNN cannot take these inputs on this machine; None if it can."""
     if q_BTHD.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bf16 and fp16, not {q_BTHD.dtype}"
-    if packed and window is not None:
+    if packed and _limits(window, q_BTHD.shape[1]):
         # JAX tests windows and packing apart, never together
         return "a sliding window over packed rows is not known to work"
+    if packed and max_segments is None:
+        return "it is set up for a number of segments a row, and nothing says how many there are (max_segments)"
     try:
         private = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
         version = private.check_cudnn_version()
@@ -77,8 +84,12 @@ def why_not(q_BTHD: jax.Array, k_BTKD: jax.Array, *, packed: bool, window: int |
     return None
 
 
+def _limits(window: int | None, T: int) -> bool:
+    return window is not None and window < T
+
+
 def segment_spans(
-    segment_ids_BT: Int[Array, "B T"], limit: int = MAX_SEGMENTS
+    segment_ids_BT: Int[Array, "B T"], limit: int
 ) -> tuple[Int[Array, "B M1"], Int[Array, "B M"], Bool[Array, ""]]:
     """Where each segment of a row starts and how long it is, as cuDNN reads them; padding belongs to none.
 
@@ -105,24 +116,17 @@ def segment_spans(
     return starts, lengths[:, :limit], whole & jnp.all(count_B <= limit)
 
 
-def _packed_or_blocks(q_BTHD, k_BTKD, v_BTKD, segment_ids_BT):
-    starts, lengths, fits = segment_spans(segment_ids_BT)
+def _attend_packed(q_BTHD, k_BTKD, v_BTKD, segment_ids_BT, max_segments):
+    # of one segment a row the private function would take the offsets for absent
+    starts, lengths, fits = segment_spans(segment_ids_BT, max(max_segments, 2))
     # cuDNN neither reads nor writes what lies outside of every segment: it may be NaN, in the gradients too
     real = (segment_ids_BT != 0)[:, :, None, None]
-    q, k, v = (jnp.where(real, x, 0) for x in (q_BTHD, k_BTKD, v_BTKD))
-
-    def packed(q, k, v):
-        # the private function counts the keys' offsets in query heads: as many of both keeps them right
-        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-        return _packed_kernel(q, k, v, starts, lengths).astype(jnp.float32)
-
-    # both branches' residuals are reserved, whichever runs: the rare one keeps its inputs alone
-    @jax.checkpoint
-    def by_blocks(q, k, v):
-        return attend_blocks(q, k, v, segment_ids_BT)
-
-    # the choice is each device's own where this runs under shard_map: no collective is inside
-    return jnp.where(real, jax.lax.cond(fits, packed, by_blocks, q, k, v), 0)
+    # the private function counts the keys' offsets in query heads: as many of both keeps them right
+    times = q_BTHD.shape[2] // k_BTKD.shape[2]
+    k, v = (jnp.repeat(x, times, axis=2) for x in (k_BTKD, v_BTKD))
+    out = _packed_kernel(*(jnp.where(real, x, 0) for x in (q_BTHD, k, v)), starts, lengths)
+    # what would be wrong must not be taken for right
+    return jnp.where(fits, jnp.where(real, out, 0), jnp.nan)
 
 
 def _packed_kernel(q, k, v, starts, lengths):
@@ -132,8 +136,3 @@ def _packed_kernel(q, k, v, starts, lengths):
         q, k, v, q_seqlen=lengths, kv_seqlen=lengths, q_offsets=starts, kv_offsets=starts,
         scale=1.0, mask_type=private.MaskType.PADDING_CAUSAL, qkv_layout="BTNH",
     )  # fmt: skip
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)

@@ -12,10 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.layouts import rows_first
+from jaxdistill.models.attention.residuals import ATTENDED
+from jaxdistill.precision import precision_of
 
 # below every score, yet finite: a row without any key to attend to gives a number, not NaN
 MASKED = -1e30
@@ -112,7 +115,8 @@ def _attend_forward(spans, q, k, v, masks):
         weights = _written(weights.astype(v.dtype).reshape(B, K, G * t, s))
         outputs.append((_product(weights, v[:, :, keys], 2) / total).reshape(B, K, G, t, D))
         saved.append((weights, total))
-    out = jnp.concatenate(outputs, axis=3)
+    # the weights have no name: there are T x T of them, and a pass over the scores gives them again
+    out = checkpoint_name(jnp.concatenate(outputs, axis=3), ATTENDED)
     return out, (q, k, v, out, saved)
 
 
@@ -149,7 +153,8 @@ def _queries(x: jax.Array, span: Span) -> jax.Array:
 
 def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
     """a [B, K, n, m] with axis `axis` of b, fp32."""
-    found = jax.lax.dot_general(a, b, (((3,), (axis,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    sides, precision = (((3,), (axis,)), ((0, 1), (0, 1))), precision_of(a.dtype, b.dtype)
+    found = jax.lax.dot_general(a, b, sides, precision=precision, preferred_element_type=jnp.float32)
     return _written(found, a.dtype)
 
 

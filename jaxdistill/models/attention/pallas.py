@@ -1,0 +1,117 @@
+"""The door to Pallas' Triton backend: all of it that is used, and why it cannot be.
+
+JAX 0.10 to 0.12 have it. It is to be removed at some time: since 0.11 lowering for it gives a DeprecationWarning, which
+this module silences, and when it is gone, `why_not` says so. Interpret mode needs no GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
+
+HEAD_DIM = 256
+"""The widest head that the kernels were made for."""
+CAPABILITY = 8.0
+"""Of the oldest GPUs with units for bf16 products (A100, 2020)."""
+ROOMY = (9, 10)
+"""Major compute capabilities of GPUs with 227 KiB of shared memory a block."""
+
+
+def why_not(dtype: DTypeLike, head_dim: int, device: Any | None = None) -> str | None:
+    """Why kernels in Triton cannot take such inputs on this device (or JAX's first); None if they can."""
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return f"it takes bf16 and fp16, not {jnp.dtype(dtype)}"
+    if head_dim > HEAD_DIM:
+        return f"heads of {head_dim} are wider than {HEAD_DIM}"
+    capability = capability_of(device)
+    if capability.startswith("gfx"):
+        return f"it was never tried on AMD's GPUs ({capability})"
+    if capability and float(capability) < CAPABILITY:
+        return f"a GPU of compute capability {capability} is too old, it takes {CAPABILITY} or newer"
+    return _missing()
+
+
+def capability_of(device: Any | None) -> str:
+    """The compute capability of a GPU ("9.0"; AMD's begin with "gfx"), of JAX's first device if None; "" if unknown."""
+    device = jax.devices()[0] if device is None else device
+    return str(getattr(device, "compute_capability", "") or "")
+
+
+def is_roomy(device: Any | None) -> bool:
+    """Whether a GPU has as much shared memory as an H100."""
+    return capability_of(device).split(".")[0] in map(str, ROOMY)
+
+
+@functools.cache
+def _missing() -> str | None:
+    """What this JAX lacks."""
+    try:
+        backend = _backend()
+        importlib.import_module("jax._src.pallas.triton.pallas_call_registration")
+        missing = [name for name in ("CompilerParams", "load", "store") if not hasattr(backend, name)]
+    except ImportError as error:
+        return f"this JAX ({jax.__version__}) has no Triton backend for Pallas: {error}"
+    return f"this JAX's ({jax.__version__}) Triton backend lacks {', '.join(missing)}" if missing else None
+
+
+@functools.cache
+def _backend() -> Any:
+    warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning)
+    return importlib.import_module("jax.experimental.pallas.triton")
+
+
+def kernel_call(
+    kernel: Callable[..., None],
+    out: Sequence[jax.ShapeDtypeStruct],
+    *,
+    grid: tuple[int, ...],
+    in_specs: Sequence[pl.BlockSpec],
+    out_specs: Sequence[pl.BlockSpec],
+    warps: int,
+    stages: int,
+    interpret: bool,
+    name: str,
+) -> Callable[..., Sequence[jax.Array]]:
+    """`pl.pallas_call` for Triton.
+
+    Args:
+      warps: of 32 threads, that share one program's work.
+      stages: loads from memory under way at a time.
+      interpret: runs the kernel's steps as plain JAX, on any backend, slowly.
+      name: of a scope around the call: `plan` and profiles go by it.
+    """
+    call = pl.pallas_call(
+        kernel, out, grid=grid, in_specs=in_specs, out_specs=out_specs, interpret=interpret, name=name,
+        compiler_params=None if interpret else _backend().CompilerParams(num_warps=warps, num_stages=stages),
+    )  # fmt: skip
+    return jax.named_scope(name)(call)
+
+
+def load(ref: Any, width: int) -> jax.Array:
+    """ref [n, W] with columns from `width` on read as 0: they lie outside of the array."""
+    if ref.shape[-1] == width:
+        return ref[...]
+    return _backend().load(ref, mask=(jnp.arange(ref.shape[-1]) < width)[None, :], other=0.0)
+
+
+def store(ref: Any, x: jax.Array, width: int) -> None:
+    """ref[:, :width] = x[:, :width]."""
+    if ref.shape[-1] == width:
+        ref[...] = x
+    else:
+        _backend().store(ref, x, mask=(jnp.arange(ref.shape[-1]) < width)[None, :])
+
+
+def dot(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
+    """a [n, m] with axis `axis` of b, summed in fp32."""
+    return jax.lax.dot_general(
+        a, b, (((1,), (axis,)), ((), ())), precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32
+    )

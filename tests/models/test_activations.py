@@ -1,0 +1,127 @@
+"""Activations in bf16, as accelerators have them: what is rounded, what is kept, and how far from fp32 that leads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxdistill.losses import chunked_cross_entropy
+from jaxdistill.models import Lora, abstract_model, layers, load_hf, params_of, with_lora, with_params
+from tests.models import tiny
+from tests.models.test_parity import CASES, tokens_of
+
+BF16 = jnp.bfloat16
+
+
+def in_bf16(model, **more):
+    """The same parameters in a model that computes and hands on in bf16."""
+    abstract = abstract_model(model.config, dtype=BF16, activations=BF16, lora=model.lora, **more)
+    return with_params(abstract, params_of(model))
+
+
+def relative(got, want):
+    return np.linalg.norm(np.asarray(got, np.float64) - want) / np.linalg.norm(want)
+
+
+@pytest.mark.parametrize(("family", "tie"), CASES)
+def test_logits_are_as_near_to_fp32_as_those_of_transformers_in_bf16(tmp_path, family, tie):
+    reference = tiny.make(family, tmp_path, tie=tie, initializer_range=0.05)
+    ids = tokens_of((2, 64))
+    with torch.no_grad():
+        want = reference(torch.from_numpy(ids)).logits.numpy().astype(np.float64)
+        theirs = reference.to(torch.bfloat16)(torch.from_numpy(ids)).logits.float().numpy()
+    ours = in_bf16(load_hf(tmp_path))(jnp.asarray(ids))
+    assert ours.dtype == jnp.float32
+    assert relative(ours, want) <= 1.1 * relative(theirs, want)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 48), (2, 7, 3, 16), (1, 1, 1)])
+@pytest.mark.parametrize("offset", [False, True])
+def test_the_norm_of_bf16_inputs_has_the_gradients_of_the_fp32_one(shape, offset):
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.normal(size=shape), BF16) for _ in range(2))
+    scale = jnp.asarray(rng.normal(size=shape[-1]), jnp.float32)
+
+    def weighted(x, scale, out_dtype):
+        y = layers.rms_norm(x, scale, 1e-6, offset=offset, out_dtype=out_dtype)
+        assert y.dtype == out_dtype
+        return jnp.sum(y.astype(jnp.float32) * g.astype(jnp.float32))
+
+    want, (dx, ds) = jax.value_and_grad(weighted, argnums=(0, 1))(x.astype(jnp.float32), scale, jnp.float32)
+    got, (dx_bf16, ds_bf16) = jax.value_and_grad(weighted, argnums=(0, 1))(x, scale, BF16)
+    assert dx_bf16.dtype == BF16 and ds_bf16.dtype == jnp.float32
+    atol = 2**-8 * float(jnp.abs(dx).max() + 1e-6)
+    np.testing.assert_allclose(got, want, rtol=2**-6, atol=2**-6 * np.sqrt(x.size))
+    np.testing.assert_allclose(dx_bf16.astype(jnp.float32), dx, atol=atol)
+    # the gradient by the scale is a sum of fp32 numbers: nothing of it is rounded
+    np.testing.assert_allclose(ds_bf16, ds, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", layers.ACTIVATIONS)
+def test_the_gate_is_computed_in_fp32_and_rounded_once(activation):
+    rng = np.random.default_rng(1)
+    gate, up, g = (jnp.asarray(3 * rng.normal(size=(33, 7)), BF16) for _ in range(3))
+    wide = [x.astype(jnp.float32) for x in (gate, up, g)]
+    want, pull = jax.vjp(lambda a, b: layers.ACTIVATIONS[activation](a) * b, *wide[:2])
+    got, pull_bf16 = jax.vjp(lambda a, b: layers.gated(activation, a, b), gate, up)
+    for ours, reference in zip((got, *pull_bf16(g)), (want, *pull(wide[2])), strict=True):
+        assert ours.dtype == BF16
+        np.testing.assert_allclose(ours.astype(jnp.float32), reference, rtol=2**-8, atol=1e-5)
+
+
+def test_a_product_sums_in_fp32_and_rounds_once():
+    rng = np.random.default_rng(2)
+    x, w = jnp.asarray(rng.normal(size=(5, 2048)), BF16), jnp.asarray(rng.normal(size=(2048, 3)), jnp.float32)
+    exact = np.asarray(x, np.float64) @ np.asarray(w.astype(BF16), np.float64)
+    np.testing.assert_allclose(layers.matmul(x, w, BF16, BF16).astype(jnp.float32), exact, rtol=2**-8, atol=2e-3)
+    dx, dw = jax.grad(lambda x, w: jnp.sum(layers.matmul(x, w, BF16, BF16).astype(jnp.float32)), argnums=(0, 1))(x, w)
+    assert dx.dtype == BF16 and dw.dtype == jnp.float32
+    np.testing.assert_allclose(dw[:, 0], np.asarray(x, np.float64).sum(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_what_the_layers_keep_is_bf16_and_parameters_have_fp32_gradients(tmp_path, family):
+    tiny.make(family, tmp_path, tie=True, num_hidden_layers=9, layer_types=None)
+    model, ids = load_hf(tmp_path), jnp.asarray(tokens_of((2, 40)))
+    bf16, params = in_bf16(model), params_of(model)
+
+    def kept(model):
+        """Bytes of activations, [2, 40, ...], that lie between the passes, by dtype."""
+        _, pull = jax.eval_shape(lambda p: jax.vjp(lambda p: with_params(model, p).hidden(ids), p), params)
+        found = {}
+        for x in jax.tree.leaves(pull):
+            if 2 in x.shape and 40 in x.shape and x.size >= 2 * 40 * 16 and jnp.issubdtype(x.dtype, jnp.floating):
+                found[x.dtype.name] = found.get(x.dtype.name, 0) + x.size * x.dtype.itemsize
+        return found
+
+    wide, narrow = kept(with_params(abstract_model(model.config, dtype=BF16), params)), kept(bf16)
+    assert narrow["bfloat16"] > 0
+    assert sum(narrow.values()) < 0.65 * sum(wide.values())
+    hidden, pull = jax.vjp(lambda p: with_params(bf16, p).hidden(ids), params)
+    assert hidden.dtype == BF16
+    assert {g.dtype.name for g in jax.tree.leaves(pull(jnp.ones_like(hidden))[0])} == {"float32"}
+
+
+def test_the_loss_hands_back_bf16_gradients_for_bf16_hidden_states():
+    rng = np.random.default_rng(3)
+    hidden, head = rng.normal(size=(2, 9, 24)), rng.normal(size=(53, 24)).astype(np.float32)
+    targets, weights = jnp.asarray(rng.integers(0, 53, (2, 9))), jnp.asarray(rng.integers(0, 2, (2, 9)), jnp.float32)
+
+    def loss(hidden, head):
+        return chunked_cross_entropy(hidden, head, targets, weights, dtype=BF16, chunk=4)[0]
+
+    narrow = jnp.asarray(hidden, BF16)
+    by_hidden, by_head = jax.grad(loss, argnums=(0, 1))(narrow, jnp.asarray(head))
+    want_hidden, want_head = jax.grad(loss, argnums=(0, 1))(narrow.astype(jnp.float32), jnp.asarray(head))
+    assert by_hidden.dtype == BF16 and by_head.dtype == jnp.float32
+    np.testing.assert_array_equal(by_hidden, want_hidden.astype(BF16))
+    np.testing.assert_array_equal(by_head, want_head)
+
+
+def test_adapters_and_biases_do_not_widen_the_stream(tmp_path):
+    tiny.make("qwen2", tmp_path)
+    model = with_lora(load_hf(tmp_path), Lora.of(4, 8.0, 0.0, "all-linear"), 0)
+    ids = jnp.asarray(tokens_of((1, 12)))
+    assert in_bf16(model).hidden(ids).dtype == BF16
+    assert model.hidden(ids).dtype == jnp.float32

@@ -1,0 +1,38 @@
+"""What `plan` prints of a compiled step."""
+
+from jaxdistill import progress
+from jaxdistill.plan.request import make_job
+from jaxdistill.plan.show import attention_text, show_plan, warnings_of
+from jaxdistill.plan.targets import GIB, Topology
+from tests.plan.test_request import config, plan_of
+
+H100 = Topology.of("h100:1")
+MOVED = {"products": 300e9, "attention": 60e9, "collectives": 1e9, "elementwise": 200e9, "copies": 40e9}
+
+
+def shown(**more):
+    plan = plan_of(make_job(config(batch_rows=4, remat="full"), H100), H100, cycles=0.0, moved=MOVED, layers=36, **more)
+    with progress.console.capture() as text:
+        show_plan(plan)
+    return plan, " ".join(text.get().split())
+
+
+def test_a_gpus_bytes_memory_and_attention_are_shown():
+    plan, text = shown(
+        kernels={"attention_forward": 72.0, "attention_keys": 36.0, "attention_queries": 36.0},
+        memory={"params": 6 * GIB, "libraries": 2 * GIB}, products=[(1e12, 1e9, 100.0)],
+    )  # fmt: skip
+    assert "601 GB a device and step, 240 GB of them outside of products, attention and collectives" in text
+    assert "products 300, elementwise 200, attention 60, copies 40, collectives 1" in text
+    assert "attention_forward, attention_keys, attention_queries: 2 forward kernel(s) a layer and step" in text
+    assert "libraries 2.00" in text
+    assert "s matrix products" in text
+    assert "s elementwise passes, reductions, copies" in text
+    assert plan.as_dict()["outside_bytes"] == 240e9
+    assert not any("attention" in warning for warning in warnings_of(plan))
+
+
+def test_attention_without_a_kernel_is_warned_of():
+    plan, text = shown(attention="blocks", products=[(1e12, 1e9, 100.0)])
+    assert attention_text(plan.found) == "blocks: written in JAX, no kernel of its own"
+    assert "WARNING: attention is written in JAX (blocks)" in text
