@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.attention.cached import KV
 from jaxdistill.models.attention.dense import MASKED
+from jaxdistill.models.attention.pallas import kernel_call
 
 BLOCK = 64
 """Slots whose scores are taken at once."""
@@ -33,6 +34,7 @@ def append_and_attend(
     window: int | None,
     norms: tuple[Float[Array, " D"], Float[Array, " D"], float] | None,
     rope: tuple[Float[Array, "B D2"], Float[Array, "B D2"]] | None,
+    roomy: bool = True,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B HD"], KV]:
     """Attends to the slots before `position_B` and to the new token; writes its key and value to that very slot.
@@ -44,12 +46,11 @@ def append_and_attend(
       window: the query sees this many tokens, itself among them; None: all.
       norms: the queries' and keys' scales, as they multiply, and eps; None: no norms.
       rope: cos and sin for `position_B`; None: no rotation.
+      roomy: see `pallas.is_roomy`.
       interpret: runs it without a GPU, slowly.
     Returns:
       (in qkv's dtype [B, H * D], the cache with the token).
     """
-    from jax.experimental.pallas import triton
-
     B, K, heads, D = qkv_BKGD.shape
     named = {"qkv": qkv_BKGD, "position": position_B}
     if norms is not None:
@@ -61,15 +62,18 @@ def append_and_attend(
         eps=0.0 if norms is None else norms[2],
     )  # fmt: skip
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in cache]
-    out, keys, values = pl.pallas_call(
+    call = kernel_call(
         kernel,
-        out_shape=(jax.ShapeDtypeStruct((B, K, heads - 2, D), qkv_BKGD.dtype), *shapes),
+        [jax.ShapeDtypeStruct((B, K, heads - 2, D), qkv_BKGD.dtype), *shapes],
         grid=(B, K),
-        input_output_aliases={len(named): 1, len(named) + 1: 2},
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
+        warps=4,
+        # a block of keys and values is as large as a third of a small GPU's shared memory from 256 columns on
+        stages=3 if roomy or D < 256 else 2,
         interpret=interpret,
         name="append_and_attend",
-    )(*named.values(), *cache)
+        aliases={len(named): 1, len(named) + 1: 2},
+    )
+    out, keys, values = call(*named.values(), *cache)
     return out.reshape(B, K * (heads - 2) * D), KV(keys, values)
 
 

@@ -6,15 +6,14 @@ A layer is: norm and one product for queries, keys and values (`products`); norm
 cache and attention (`appended`); the output product, added to the residual; norm, gate, up and activation; the down
 product, added to the residual. The residual stream is in the model's dtype; sums, norms and softmax are fp32.
 
-The kernels are Pallas', for Triton, which JAX 0.11 deprecates: `why_not` tries them, and where they are missing or fail
-the general step (`Decoder.step`) takes over, with a warning. NEVER EXECUTED on a GPU so far: tested are the kernels'
-numbers, interpreted on a CPU, and that they compile for an H100.
+The kernels are Pallas', for Triton (`attention.pallas`). Where they cannot run, the general step (`Decoder.step`) takes
+over, with a warning. NEVER EXECUTED ON A GPU so far: tested are the kernels' numbers, interpreted on a CPU, and that
+they compile for an H100 (to wgmma or mma, cp.async and no spills).
 """
 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,8 +24,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxdistill.generate.appended import BLOCK, append_and_attend
 from jaxdistill.generate.products import Tiles, product
 from jaxdistill.models import Decoder
-from jaxdistill.models.attention import platform_of
+from jaxdistill.models.attention import pallas, platform_of
 from jaxdistill.models.attention.cached import KV
+from jaxdistill.models.attention.warn import warn_once
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.layers import rms_norm
 from jaxdistill.parallel import mesh as meshes
@@ -38,7 +38,7 @@ def usable(model: Decoder) -> bool:
         return False
     why = why_not(model.config, model.dtype, model.mesh, adapters=model.lora is not None)
     if why is not None:
-        _warn_once(f"decoding takes the general token step, with several times as many kernels: {why}.")
+        warn_once(f"decoding takes the general token step, with several times as many kernels: {why}.")
     return why is None
 
 
@@ -47,8 +47,6 @@ def why_not(config: ModelConfig, dtype: Any, mesh: Mesh | None, *, adapters: boo
     c = config
     if adapters:
         return "it knows no adapters; decode from merged weights"
-    if jnp.dtype(dtype) != jnp.bfloat16:
-        return f"it takes models in bf16, not {jnp.dtype(dtype)}"
     if mesh is not None and mesh.shape["tensor"] * mesh.shape["context"] > 1:
         return "heads or tokens are split over devices; split rows alone (train.mesh: data or fsdp)"
     if c.head_dim & (c.head_dim - 1) or c.head_dim < 32:
@@ -59,29 +57,10 @@ def why_not(config: ModelConfig, dtype: Any, mesh: Mesh | None, *, adapters: boo
     odd = next((size for size in sorted(sizes) if Tiles.of(64, *size) is None), None)
     if odd is not None:
         return f"no tile divides a matrix of {odd[0]} x {odd[1]}"
-    return _kernels_fail()
-
-
-@functools.cache
-def _kernels_fail() -> str | None:
-    """What the smallest kernel says on this machine's GPU; None if it runs, or if there is none (when compiling ahead)."""
-    try:
-        from jax.experimental.pallas import triton  # noqa: F401
-
-        if jax.default_backend() == "gpu":
-            x = jnp.ones((16, 16), jnp.bfloat16)
-            found = float(jax.jit(lambda x: product(x, [x]))(x)[0, 0])
-            return None if found == 16.0 else f"a product of ones gave {found} instead of 16"
-    except Exception as error:  # whatever it is, there is another way
-        return (
-            f"Pallas' kernels for Triton do not run under JAX {jax.__version__} ({' '.join(str(error).split())[:200]})"
-        )
-    return None
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
+    device = None if mesh is None else mesh.devices.flat[0]
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"it takes models in bf16, not {jnp.dtype(dtype)}"
+    return pallas.why_not(dtype, c.head_dim, device)
 
 
 def packed(config: ModelConfig, p: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -146,12 +125,14 @@ def step(
       (fp32 logits [B, V] after the token, the cache with it).
     """
     assert all(kv.slots % BLOCK == 0 for kv in cache)
+    device = None if model.mesh is None else model.mesh.devices.flat[0]
+    options = {"roomy": pallas.is_roomy(device), "interpret": interpret}
 
     def stack(x_BE, position_B, tables, cache, layers):
         filled = []
         for p, kind, kv in zip(layers, model.config.kinds, cache, strict=True):
             rope = tables[kind.rope] if kind.rope else None
-            x_BE, kv = _layer(model.config, kind, p, x_BE, position_B, rope, kv, interpret)
+            x_BE, kv = _layer(model.config, kind, p, x_BE, position_B, rope, kv, options)
             filled.append(kv)
         return x_BE, filled
 
@@ -170,9 +151,9 @@ def step(
 
 def _layer(
     c: ModelConfig, kind: LayerKind, p: Mapping[str, jax.Array], x_BE: jax.Array, position_B: jax.Array, rope: Any,
-    kv: KV, interpret: bool,
+    kv: KV, options: Mapping[str, bool],
 ) -> tuple[jax.Array, KV]:  # fmt: skip
-    run = functools.partial(product, eps=c.rms_norm_eps, interpret=interpret)
+    run = functools.partial(product, eps=c.rms_norm_eps, **options)
 
     def added(x_BE: jax.Array, y: jax.Array, name: str, norm: str) -> jax.Array:
         """x + y @ w, or with a norm of the product."""
@@ -184,7 +165,7 @@ def _layer(
     qkv = run(x_BE, [p["qkv"]], scale_I=p["attention_norm"], bias_O=p.get("qkv_bias"))
     h, kv = append_and_attend(
         qkv.reshape(-1, c.num_kv_heads, c.num_heads // c.num_kv_heads + 2, c.head_dim), kv, position_B,
-        scale=c.query_scale, window=kind.window, rope=rope, interpret=interpret,
+        scale=c.query_scale, window=kind.window, rope=rope, **options,
         norms=(p["q_norm"], p["k_norm"], c.rms_norm_eps) if c.family.qk_norm else None,
     )  # fmt: skip
     x_BE = added(x_BE, h, "o", "post_attention_norm")

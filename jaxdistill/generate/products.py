@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
+from jaxdistill.models.attention.pallas import kernel_call
 from jaxdistill.models.layers import ACTIVATIONS
 
 INPUTS = (128, 64, 32, 16)
@@ -29,6 +30,10 @@ OUTPUTS = (64, 32, 16)
 
 PROGRAMS = 64
 """Programs that are wanted, at least: with fewer, the memory is not read at its full speed."""
+
+
+SHARED_BYTES = {True: 227 * 1024, False: 99 * 1024}
+"""A program's shared memory, on GPUs with much of it (`pallas.is_roomy`) and on the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +47,23 @@ class Tiles:
     stages: int
 
     @classmethod
-    def of(cls, rows: int, inputs: int, outputs: int) -> Tiles | None:
+    def of(cls, rows: int, inputs: int, outputs: int, matrices: int = 1, *, roomy: bool = True) -> Tiles | None:
         """None if no tile divides the matrix."""
         step = next((n for n in INPUTS if inputs % n == 0), None)
         width = next((n for n in OUTPUTS if outputs % n == 0), None)
         if step is None or width is None:
             return None
-        if rows > 64 and outputs % 128 == 0 and step <= 128:
+        height, warps = max(16, min(64, pl.next_power_of_2(rows))), 4
+        if rows > 64 and outputs % 128 == 0:
             # more rows are bound by arithmetic: larger tiles use each number more often
-            return cls(128, min(step, 64), 128, 8, 3)
-        height = max(16, min(64, pl.next_power_of_2(rows)))
+            height, step, width, warps = 128, min(step, 64), 128, 8
         while height > 32 and outputs // width * -(-rows // height) < PROGRAMS:
             height //= 2
         while width > 32 and outputs // width * -(-rows // height) < PROGRAMS:
             width //= 2
-        return cls(height, step, width, 4, 4)
+        # bf16; the rows are held once more, normed
+        free, ahead = SHARED_BYTES[roomy] - 2 * height * step, 2 * step * (height + matrices * width)
+        return cls(height, step, width, warps, max(2, min(4, free // ahead + 1)))
 
 
 def product(
@@ -68,6 +75,7 @@ def product(
     bias_O: Float[Array, " O"] | None = None,
     activation: str | None = None,
     residual_BO: Float[Array, "B O"] | None = None,
+    roomy: bool = True,
     interpret: bool = False,
 ) -> Float[Array, "B O"]:
     """rms_norm(x) @ w + bias + residual, or activation(rms_norm(x) @ gate) * (rms_norm(x) @ up); in x's dtype.
@@ -79,15 +87,14 @@ def product(
       weights_IO: one matrix, or gate and up.
       scale_I: of the norm over the inputs, as it multiplies (not as its distance from 1); None: no norm.
       activation: one of `layers.ACTIVATIONS`, with two matrices.
+      roomy: see `pallas.is_roomy`.
       interpret: runs it without a GPU, slowly.
     Raises:
       ValueError: no tile divides the matrix.
     """
-    from jax.experimental.pallas import triton
-
     (B, I), O = x_BI.shape, weights_IO[0].shape[1]  # noqa: E741 (the dimension's name)
     assert (activation is not None) == (len(weights_IO) == 2)
-    tiles = Tiles.of(B, I, O)
+    tiles = Tiles.of(B, I, O, len(weights_IO), roomy=roomy)
     if tiles is None:
         raise ValueError(f"no tile divides a matrix of {I} x {O}; both must be multiples of 16.")
     given = {"scale": scale_I, "bias": bias_O, "residual": residual_BO}
@@ -96,15 +103,17 @@ def product(
         _kernel, names=("x", *named, *(f"weight_{i}" for i in range(len(weights_IO))), "out"), tiles=tiles, eps=eps,
         activation=activation,
     )  # fmt: skip
-    return pl.pallas_call(
+    call = kernel_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct((B, O), x_BI.dtype),
+        [jax.ShapeDtypeStruct((B, O), x_BI.dtype)],
         # rows first: programs that read the same weights run at the same time
         grid=(pl.cdiv(B, tiles.rows), O // tiles.outputs),
-        compiler_params=triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
+        warps=tiles.warps,
+        stages=tiles.stages,
         interpret=interpret,
         name="product",
-    )(x_BI, *named.values(), *weights_IO)
+    )
+    return call(x_BI, *named.values(), *weights_IO)[0]
 
 
 def _kernel(*refs, names: tuple[str, ...], tiles: Tiles, eps: float, activation: str | None) -> None:
