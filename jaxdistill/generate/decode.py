@@ -22,8 +22,8 @@ from jaxdistill.models.attention import platform_of
 Finished = tuple[int, list[int], Literal["stop", "length"]]
 """(index, output ids with the stop token, why it ended)"""
 
-PREFILL_TOKENS = 512
-"""Tokens of prompts that are prefilled at once."""
+PREFILL_TOKENS = {"cpu": 512, "gpu": 4096, "tpu": 4096}
+"""Tokens of prompts that are prefilled at once: a GPU would take about as long for 512 as for starting their kernels."""
 
 SLOTS = 64
 """The shortest cache; longer ones are `bucket`s of it."""
@@ -184,7 +184,8 @@ class _Queue:
 
     def _prefill(self) -> Prefilled:
         width = bucket(len(self._waiting[0].ids), WIDTH)
-        rows = -(-max(1, min(self.size, PREFILL_TOKENS // width)) // self.ways) * self.ways
+        tokens = PREFILL_TOKENS[platform_of(self.engine.model.mesh)]
+        rows = -(-max(1, min(self.size, tokens // width)) // self.ways) * self.ways
         group = []
         while self._waiting and len(group) < rows and bucket(len(self._waiting[0].ids), WIDTH) == width:
             group.append(self._waiting.popleft())
