@@ -129,6 +129,8 @@ class Engine:
         self.fused = _fused(model)
         self.weights = Weights(state, *_lay_out(self.graph, self.fused, state))
         self.compiling, self.compiled = threading.Lock(), set[tuple[int, int]]()
+        # an accelerator works on the next chunk while the host looks at the last one; on CPUs they are the same
+        self.ahead = platform_of(model.mesh) != "cpu"
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, rows: int, width: int) -> Prefilled:
         """Runs up to `rows` prompts of up to `width` tokens; what is computed has that very shape, always."""
@@ -155,12 +157,18 @@ class Rows:
         self.engine, self.size, self.slots = engine, size, slots
         c, dtype = engine.model.config, engine.model.dtype
         self._cache, self._state = _empty(engine.model.mesh, c, dtype, size, slots)
+        self._begun: Any = None
 
     def resize(self, slots: int) -> None:
         """Makes caches longer or shorter."""
         if slots != self.slots:
             self._cache = _resize(self.engine.model.mesh, slots, self._cache)
             self.slots = slots
+
+    @property
+    def begun(self) -> int:
+        """Steps that rows have been told to take, and that `run` has not given back yet."""
+        return 0 if self._begun is None else CHUNK
 
     def insert(self, prefilled: Prefilled, entries: Sequence[Entry]) -> None:
         """Puts prompts of one group into rows; their first tokens are drawn."""
@@ -177,27 +185,34 @@ class Rows:
                 mesh, sampler.kind, self._cache, self._state, prefilled, columns, sampler.numbers
             )
 
-    def run(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def run(self, ahead: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One chunk of steps; fewer if all rows are done.
 
+        Args:
+          ahead: begins one more, which the next call gives back; what is done to rows until then comes after it.
         Returns:
           (tokens [B, 1 + R]: the last one from before, then the new ones; how many each row has drawn in all [B];
           whether it is done [B]).
         """
+        news = self._begin() if self._begun is None else self._begun
+        self._begun = self._begin() if ahead else None
+        return jax.device_get(news)
+
+    def _begin(self) -> Any:
         shape = (self.size, self.slots)
         if shape in self.engine.compiled:
-            return self._run()
+            return self._dispatch()
         with self.engine.compiling:  # or two threads would compile the same
-            news = self._run()
+            news = jax.block_until_ready(self._dispatch())
             self.engine.compiled.add(shape)
             return news
 
-    def _run(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _dispatch(self) -> Any:
         e = self.engine
         self._cache, self._state, news = _chunk(
             e.graph, e.sampler.kind, e.fused, e.weights, self._cache, self._state, e.sampler.numbers
         )
-        return jax.device_get(news)
+        return news
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
