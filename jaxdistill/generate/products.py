@@ -33,7 +33,7 @@ PROGRAMS = 64
 
 
 SHARED_BYTES = {True: 225 * 1024, False: 97 * 1024}
-"""Of a program for its tiles, on GPUs with 227 KiB of shared memory a block (`pallas.is_roomy`), and on those with 99."""
+"""For a program's tiles, on GPUs with 227 KiB of shared memory a block (`pallas.is_roomy`), and on those with 99."""
 
 
 @dataclasses.dataclass(frozen=True)
