@@ -22,8 +22,8 @@ from jaxdistill.models.attention import platform_of
 Finished = tuple[int, list[int], Literal["stop", "length"]]
 """(index, output ids with the stop token, why it ended)"""
 
-PREFILL_TOKENS = 512
-"""Tokens of prompts that are prefilled at once."""
+PREFILL_TOKENS = {"cpu": 512, "gpu": 4096, "tpu": 4096}
+"""Tokens of prompts that are prefilled at once; with few of them, a GPU would mostly start kernels."""
 
 SLOTS = 64
 """The shortest cache; longer ones are `bucket`s of it."""
@@ -136,7 +136,7 @@ def _decode(model: Decoder, sampler: Sampler, prompts: list[Prompt], batch: int)
         while True:
             for lane in idle:
                 if lane.refill():
-                    working[pool.submit(lane.rows.run)] = lane
+                    working[pool.submit(lane.rows.run, lane.goes_on())] = lane
             if not working:
                 return
             finished, _ = wait(working, return_when=FIRST_COMPLETED)
@@ -172,6 +172,10 @@ class _Queue:
         self._prefilled: Prefilled | None = None
         self._ready: deque[tuple[int, int, Request]] = deque()
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._waiting and not self._ready
+
     def take(self, count: int) -> tuple[Prefilled, list[tuple[int, int, Request]]] | None:
         """Up to `count` of (source, tokens of the prompt, request), of one group; None if no prompt waits."""
         if not self._ready:
@@ -184,7 +188,8 @@ class _Queue:
 
     def _prefill(self) -> Prefilled:
         width = bucket(len(self._waiting[0].ids), WIDTH)
-        rows = -(-max(1, min(self.size, PREFILL_TOKENS // width)) // self.ways) * self.ways
+        tokens = PREFILL_TOKENS[platform_of(self.engine.model.mesh)]
+        rows = -(-max(1, min(self.size, tokens // width)) // self.ways) * self.ways
         group = []
         while self._waiting and len(group) < rows and bucket(len(self._waiting[0].ids), WIDTH) == width:
             group.append(self._waiting.popleft())
@@ -224,10 +229,20 @@ class _Lane:
             plan.append((prefilled, entries))
         longest = max((work.length for work in self.work if work), default=0)
         if longest:
-            self._fit(longest + CHUNK)
+            self._fit(longest + self.rows.begun + CHUNK)
         for prefilled, entries in plan:
             self.rows.insert(prefilled, entries)
         return longest > 0
+
+    def goes_on(self) -> bool:
+        """Whether the chunk after the next one is sure to be wanted just as it is: no prompt waits for a row, a row has
+        tokens to go after the chunks that have begun, if it does not stop before, and the cache has the room."""
+        if not self.queue.engine.ahead or not self.queue.is_empty:
+            return False
+        working = [work for work in self.work if work]
+        longest = max(work.length for work in working)
+        wanted = any(max(1, len(work.output)) + CHUNK < work.request.limit for work in working)
+        return wanted and longest + 2 * CHUNK <= self.rows.slots
 
     def _fit(self, slots: int) -> None:
         """Makes room for a chunk more; a cache that is much too long is cut, for every step reads all of it."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from jaxdistill.generate import sampling
 from jaxdistill.models import Decoder, ModelConfig
+from jaxdistill.models.attention import platform_of
 from jaxdistill.models.attention.cached import KV
 from jaxdistill.models.quantize import dense
 from jaxdistill.parallel import mesh as meshes
@@ -125,8 +126,11 @@ class Engine:
     def __init__(self, model: Decoder, sampler: Sampler):
         self.model, self.sampler = model, sampler
         self.graph, state = nnx.split(model)
-        self.weights = Weights(state, *_lay_out(self.graph, state))
+        self.fused = _fused(model)
+        self.weights = Weights(state, *_lay_out(self.graph, self.fused, state))
         self.compiling, self.compiled = threading.Lock(), set[tuple[int, int]]()
+        # an accelerator works on the next chunk while the host looks at the last one; on CPUs they are the same
+        self.ahead = platform_of(model.mesh) != "cpu"
 
     def prefill(self, prompts: Sequence[Sequence[int]], *, rows: int, width: int) -> Prefilled:
         """Runs up to `rows` prompts of up to `width` tokens; what is computed has that very shape, always."""
@@ -134,7 +138,16 @@ class Engine:
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = prompt
             length[i] = len(prompt)
-        return _prefill(self.graph, self.weights, tokens, length)
+        return _prefill(self.graph, self.fused, self.weights, tokens, length)
+
+
+def _fused(model: Decoder) -> bool:
+    """Whether a token step is `fused.step`; the kernels it needs are imported on GPUs alone."""
+    if platform_of(model.mesh) != "gpu":
+        return False
+    from jaxdistill.generate import fused
+
+    return fused.usable(model)
 
 
 class Rows:
@@ -144,12 +157,18 @@ class Rows:
         self.engine, self.size, self.slots = engine, size, slots
         c, dtype = engine.model.config, engine.model.dtype
         self._cache, self._state = _empty(engine.model.mesh, c, dtype, size, slots)
+        self._begun: Any = None
 
     def resize(self, slots: int) -> None:
         """Makes caches longer or shorter."""
         if slots != self.slots:
             self._cache = _resize(self.engine.model.mesh, slots, self._cache)
             self.slots = slots
+
+    @property
+    def begun(self) -> int:
+        """Steps that rows have been told to take, and that `run` has not given back yet."""
+        return 0 if self._begun is None else CHUNK
 
     def insert(self, prefilled: Prefilled, entries: Sequence[Entry]) -> None:
         """Puts prompts of one group into rows; their first tokens are drawn."""
@@ -166,31 +185,38 @@ class Rows:
                 mesh, sampler.kind, self._cache, self._state, prefilled, columns, sampler.numbers
             )
 
-    def run(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def run(self, ahead: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One chunk of steps; fewer if all rows are done.
 
+        Args:
+          ahead: begins one more, which the next call gives back; what is done to rows until then comes after it.
         Returns:
           (tokens [B, 1 + R]: the last one from before, then the new ones; how many each row has drawn in all [B];
           whether it is done [B]).
         """
+        news = self._begin() if self._begun is None else self._begun
+        self._begun = self._begin() if ahead else None
+        return jax.device_get(news)
+
+    def _begin(self) -> Any:
         shape = (self.size, self.slots)
         if shape in self.engine.compiled:
-            return self._run()
+            return self._dispatch()
         with self.engine.compiling:  # or two threads would compile the same
-            news = self._run()
+            news = jax.block_until_ready(self._dispatch())
             self.engine.compiled.add(shape)
             return news
 
-    def _run(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _dispatch(self) -> Any:
         e = self.engine
         self._cache, self._state, news = _chunk(
-            e.graph, e.sampler.kind, e.weights, self._cache, self._state, e.sampler.numbers
+            e.graph, e.sampler.kind, e.fused, e.weights, self._cache, self._state, e.sampler.numbers
         )
-        return jax.device_get(news)
+        return news
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _lay_out(graph: Any, state: Any) -> tuple[list[dict[str, jax.Array]], jax.Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _lay_out(graph: Any, fused: bool, state: Any) -> tuple[list[dict[str, jax.Array]], jax.Array]:
     model: Decoder = nnx.merge(graph, state)
     rules = {**meshes.RULES, "embed": None}
 
@@ -205,14 +231,23 @@ def _lay_out(graph: Any, state: Any) -> tuple[list[dict[str, jax.Array]], jax.Ar
         for i, layer in enumerate(layers):
             # vectors are biases and scales, which are used in fp32
             layer[name] = placed(stacked[i].astype(model.dtype) if stacked.ndim == 3 else stacked[i], axes[1:])
+    if fused:
+        from jaxdistill.generate.fused import packed
+
+        layers = [packed(model.config, layer) for layer in layers]
     return layers, placed(model.projection().astype(model.dtype), ("vocab", "embed"))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _prefill(graph: Any, weights: Weights, tokens_GT: jax.Array, length_G: jax.Array) -> Prefilled:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _prefill(graph: Any, fused: bool, weights: Weights, tokens_GT: jax.Array, length_G: jax.Array) -> Prefilled:
     model: Decoder = nnx.merge(graph, weights.params)
     tokens_GT = meshes.constrain(tokens_GT, ("batch", None), model.mesh)
-    logits_GV, caches = model.prefill(tokens_GT, length_G, weights.layers, weights.projection)
+    layers = weights.layers
+    if fused:
+        from jaxdistill.generate.fused import unpacked
+
+        layers = [unpacked(model.config, layer) for layer in layers]
+    logits_GV, caches = model.prefill(tokens_GT, length_G, layers, weights.projection)
     return Prefilled(logits_GV, _split(caches, model.mesh))
 
 
@@ -245,43 +280,83 @@ def _insert(
     none_N, one_N = jnp.zeros_like(row_N), jnp.ones_like(row_N)
     seed_N, sample_N, limit_N = (entries[name] for name in ("seed", "sample", "limit"))
     token_N = _pick(prefilled.logits[source_N], seed_N, sample_N, none_N, kind, numbers)
-    done_N = jnp.isin(token_N, numbers.stop_ids) | (limit_N <= 1)
+    done_N = _is_any(token_N, numbers.stop_ids) | (limit_N <= 1)
     new = State(token_N, entries["length"], one_N, limit_N, seed_N, sample_N, done_N)
     state = State(*(o.at[row_N].set(n.astype(o.dtype), mode="drop") for o, n in zip(state, new, strict=True)))
     return _split(cache, mesh), state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
 def _chunk(
-    graph: Any, kind: Kind, weights: Weights, cache: list[KV], state: State, numbers: Numbers
+    graph: Any, kind: Kind, fused: bool, weights: Weights, cache: list[KV], state: State, numbers: Numbers
 ) -> tuple[list[KV], State, Any]:
     """Up to R steps; see `Rows.run`."""
     model: Decoder = nnx.merge(graph, weights.params)
     B = state.token.shape[0]
+    step = _fused_step(model, weights) if fused else _general_step(model, weights, cache)
 
-    def going_on(carry):
-        at, state, _, _ = carry
-        return (at < CHUNK) & ~jnp.all(state.done)
-
-    def one_token(carry):
-        at, state, recent, tokens = carry
-        logits, recent = model.step(
-            state.token, cache, recent, state.length, at, weights.layers, weights.projection
-        )  # fmt: skip
+    def one_token(at, carry):
+        state, held, tokens = carry
+        logits, held = step(at, state, held)
         token = _pick(logits, state.seed, state.sample, state.count, kind, numbers)
         count = state.count + ~state.done
-        done = state.done | jnp.isin(token, numbers.stop_ids) | (count >= state.limit)
+        done = state.done | _is_any(token, numbers.stop_ids) | (count >= state.limit)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], at + 1, axis=1)
-        state = state._replace(token=token, count=count, done=done)
-        return at + 1, state, _split(recent, model.mesh), tokens
+        return state._replace(token=token, count=count, done=done), _split(held, model.mesh), tokens
+
+    def going_on(carry):
+        at, (state, _, _) = carry
+        return (at < CHUNK) & ~jnp.all(state.done)
 
     tokens = jnp.concatenate([state.token[:, None], jnp.zeros((B, CHUNK), jnp.int32)], axis=1)
-    recent = _split(_no_tokens(model.config, model.dtype, B, CHUNK), model.mesh)
-    at, state, recent, tokens = jax.lax.while_loop(going_on, one_token, (jnp.int32(0), state, recent, tokens))
-    cache = [old.written(new, state.length) for old, new in zip(cache, recent, strict=True)]
+    # the part of the cache that steps write to
+    held = cache if fused else _split(_no_tokens(model.config, model.dtype, B, CHUNK), model.mesh)
+    carry = (state, held, tokens)
+    if platform_of(model.mesh) == "gpu":
+        # a loop whose end is known is not looked at by the host between its rounds
+        at, (state, held, tokens) = jnp.int32(CHUNK), jax.lax.fori_loop(0, CHUNK, one_token, carry)
+    else:
+        at, (state, held, tokens) = jax.lax.while_loop(
+            going_on, lambda c: (c[0] + 1, one_token(*c)), (jnp.int32(0), carry)
+        )
+    cache = held if fused else [old.written(new, state.length) for old, new in zip(cache, held, strict=True)]
     # what the host reads is whole on every device
     news = tuple(meshes.constrain(x, (None,) * x.ndim, model.mesh) for x in (tokens, state.count, state.done))
     return _split(cache, model.mesh), state._replace(length=state.length + at), news
+
+
+Step = Callable[[jax.Array, State, list[KV]], tuple[jax.Array, list[KV]]]
+"""(which of the chunk it is, state, what it writes to) -> (logits [B, V], the same, written)."""
+
+
+def _general_step(model: Decoder, weights: Weights, cache: list[KV]) -> Step:
+    def step(at, state, recent):
+        return model.step(state.token, cache, recent, state.length, at, weights.layers, weights.projection)
+
+    return step
+
+
+def _fused_step(model: Decoder, weights: Weights) -> Step:
+    from jaxdistill.generate import fused
+
+    interpret = platform_of(model.mesh) != "gpu"
+
+    def step(at, state, cache):
+        # rows that are done read nothing
+        position = jnp.where(state.done, 0, state.length + at)
+        return fused.step(
+            model, state.token, position, cache, weights.layers, weights.projection, interpret=interpret
+        )  # fmt: skip
+
+    return step
+
+
+def _is_any(token_B: jax.Array, ids: jax.Array) -> jax.Array:
+    """Whether each token is one of a few: one comparison after the other, which is no kernel of its own."""
+    found = jnp.zeros(token_B.shape, bool)
+    for i in range(ids.shape[0]):
+        found |= token_B == ids[i]
+    return found
 
 
 def _pick(

@@ -23,7 +23,13 @@ ROUNDS = 8
 
 def greedy(logits_BV: Float[Array, "B V"]) -> Int[Array, " B"]:
     """The most probable token; the first of equals."""
-    # two plain reductions are faster than argmax, which carries index and value along
+    return jax.lax.platform_dependent(
+        logits_BV, cpu=_greedy_on_cpu, default=lambda x: jnp.argmax(x, -1).astype(jnp.int32)
+    )
+
+
+def _greedy_on_cpu(logits_BV: jax.Array) -> jax.Array:
+    # two plain reductions are faster there than argmax, which carries index and value along
     highest = jnp.max(logits_BV, axis=-1, keepdims=True)
     index = jnp.arange(logits_BV.shape[1], dtype=jnp.int32)[None]
     found = jnp.min(jnp.where(logits_BV == highest, index, logits_BV.shape[1]), axis=-1)

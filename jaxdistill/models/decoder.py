@@ -445,6 +445,26 @@ class Decoder(nnx.Module):
         x = self._run(token_B[:, None], (length_B + at)[:, None], params, attend)
         return self._logits(x[:, 0], projection_VE), filled
 
+    def step_by(
+        self,
+        token_B: Int[Array, " B"],
+        position_B: Int[Array, " B"],
+        run: Callable[[jax.Array, dict[Rope, tuple[jax.Array, jax.Array]]], tuple[jax.Array, Any]],
+        projection_VE: Float[Array, "V E"],
+    ) -> tuple[Float[Array, "B V"], Any]:
+        """One more token a row, through layers that the caller computes.
+
+        Args:
+          run: (embedded tokens [B, E], by kind of positions cos and sin [B, D / 2]) -> (the last layer's output [B, E],
+            whatever else the caller wants).
+        Returns:
+          (fp32 logits after the token, what `run` gave beside).
+        """
+        tables = {rope: (cos[:, 0, 0], sin[:, 0, 0]) for rope, (cos, sin) in
+                  self._rope_tables(position_B[:, None]).items()}  # fmt: skip
+        x_BE, more = run(self._embedded(token_B[:, None])[:, 0], tables)
+        return self._logits(x_BE, projection_VE), more
+
     def _run(self, tokens_BT: jax.Array, positions_BT: jax.Array, params: Sequence[Any], attend: Any) -> jax.Array:
         """All layers, one after the other; `attend` is told of which kind a layer is. Returns the last one's output."""
         rope = self._rope_tables(positions_BT)

@@ -88,12 +88,28 @@ def test_the_order_of_refills_does_not_matter(model):
 def test_rows_that_end_are_given_to_waiting_prompts(model, monkeypatch):
     """One long answer and eleven short ones in two rows: eight short ones pass beside the long one."""
     chunks, once = [], compiled.Rows.run
-    monkeypatch.setattr(compiled.Rows, "run", lambda self: chunks.append(self) or once(self))
+    monkeypatch.setattr(compiled.Rows, "run", lambda self, ahead: chunks.append(self) or once(self, ahead))
     limits = [8 * compiled.CHUNK, *[4] * 11]
     found = run(model, [[5, i + 3] for i in range(12)], [0] * 12, max_tokens=limits, stop_ids=[], batch=2)
     assert [len(ids) for ids, _ in found] == limits
     # in whole batches it would be 8 for the first two, and one for each of the other five
     assert len(chunks) == 10
+
+
+def test_chunks_that_begin_ahead_change_no_token(model, monkeypatch):
+    """As on accelerators: rows end by a stop token and by their limits while the next chunk is on its way."""
+    many, limits = prompts((3, 30, 17, 1, 32, 25, 8, 60)), [70, 5, 33, 90, 17, 64, 48, 80]
+    options = {"max_tokens": limits, "batch": 4}
+    expected = run(model, many, list(range(8)), **options)
+    assert {"stop", "length"} == {why for _, why in expected}
+    begun, once = [], compiled.Rows.run
+    monkeypatch.setattr(compiled.Engine, "ahead", property(lambda self: True, lambda self, value: None), raising=False)
+    monkeypatch.setattr(
+        compiled.Rows, "run", lambda self, ahead: begun.append((ahead, self.begun)) or once(self, ahead)
+    )  # fmt: skip
+    assert run(model, many, list(range(8)), **options) == expected
+    # one chunk on its own, then some that had begun, and those that are over begin nothing
+    assert (True, 0) in begun and (True, compiled.CHUNK) in begun and (False, compiled.CHUNK) in begun
 
 
 def test_samples_of_a_prompt(model):

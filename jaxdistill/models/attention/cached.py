@@ -88,7 +88,9 @@ def attend_cached(
         old_BS &= slot_S[None] > (length_B + at - window)[:, None]
         new_R &= slot_R > at - window
     old = jnp.where(old_BS[:, None, None], _scores(q, cache.keys, dtype, platform), MASKED)
-    new = jnp.where(new_R[None, None, None], _scores(q, recent.keys, dtype, platform), MASKED)
+    # two products with the same queries, XLA for GPUs would make one of: with both caches' keys copied into one array
+    apart = "cpu" if platform == "gpu" else platform
+    new = jnp.where(new_R[None, None, None], _scores(q, recent.keys, dtype, apart), MASKED)
     highest = jnp.maximum(old.max(-1, keepdims=True), new.max(-1, keepdims=True))
     old, new = jnp.exp(old - highest), jnp.exp(new - highest)
     total = _total(old) + new.sum(-1, keepdims=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,25 +72,29 @@ def kernel_call(
     out: Sequence[jax.ShapeDtypeStruct],
     *,
     grid: tuple[int, ...],
-    in_specs: Sequence[pl.BlockSpec],
-    out_specs: Sequence[pl.BlockSpec],
+    in_specs: Sequence[pl.BlockSpec] | None = None,
+    out_specs: Sequence[pl.BlockSpec] | None = None,
     warps: int,
     stages: int,
     interpret: bool,
     name: str,
+    aliases: Mapping[int, int] | None = None,
 ) -> Callable[..., Sequence[jax.Array]]:
     """`pl.pallas_call` for Triton.
 
     Args:
+      in_specs, out_specs: blocks of the arrays that a program is given; whole arrays if None.
       warps: of 32 threads, that share one program's work.
       stages: loads from memory under way at a time.
       interpret: runs the kernel's steps as plain JAX, on any backend, slowly.
       name: of a scope around the call: `plan` and profiles go by it.
+      aliases: which argument's memory becomes which result's.
     """
     # again at each call, for tests put the filters back
     warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning)
+    specs = {"in_specs": in_specs, "out_specs": out_specs} if in_specs is not None else {}
     return pl.pallas_call(
-        kernel, out, grid=grid, in_specs=in_specs, out_specs=out_specs, interpret=interpret, name=name,
+        kernel, out, grid=grid, interpret=interpret, name=name, input_output_aliases=dict(aliases or {}), **specs,
         compiler_params=None if interpret else _backend().CompilerParams(num_warps=warps, num_stages=stages),
     )  # fmt: skip
 
