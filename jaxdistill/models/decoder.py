@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxdistill.models import layers
+from jaxdistill.models import layers, rotary
 from jaxdistill.models.attention import attention, platform_of
 from jaxdistill.models.attention.cached import KV, attend_cached
 from jaxdistill.models.config import LayerKind, ModelConfig
@@ -122,6 +122,7 @@ def run_layer(
     dtype: Any,
     lora: Lora | None = None,
     mesh: Mesh | None = None,
+    query_scale: float = 1.0,
 ) -> jax.Array:
     """One layer, from its parameters `p` (slices of `Layers`' arrays): attention, then MLP, each added to x.
 
@@ -129,37 +130,40 @@ def run_layer(
       x_BTE: in the dtype of the activations, which every product's result is rounded to.
       rope: tables of `layers.rope_tables`; None in a layer without positions.
       mesh: if the parameters are spread over one as `WEIGHT_AXES` says, they are gathered matrix by matrix.
+      query_scale: multiplies the queries here; with 1, `attend` has to do it.
     """
     c = config
     B, T, _ = x_BTE.shape
     activations = x_BTE.dtype
 
-    def linear(name: str, x: jax.Array) -> jax.Array:
+    def linear(name: str, x: jax.Array, heads: tuple[int, int] = (1, 1)) -> jax.Array:
         inputs, outputs = WEIGHT_AXES[name]
-        y = layers.matmul(x, p[name], dtype, activations, meshes.weight_shardings(mesh, (inputs, outputs)))
+        y = layers.matmul(x, p[name], dtype, activations, meshes.weight_shardings(mesh, (inputs, outputs)), heads)
+        # as heads from here on, where there are some
+        y = y if heads[1] == 1 else y.reshape(B, T, heads[1], -1)
         bias = p.get(f"{name}_bias")
-        y = y if bias is None else y + layers.last_axis(bias, y.ndim)
+        y = y if bias is None else y + bias.reshape(1, 1, *y.shape[2:])
         if lora is not None and name in lora.targets:
             if DROPOUT_KEY in p:
                 x = layers.dropout(x, lora.dropout, jax.random.fold_in(p[DROPOUT_KEY], lora.targets.index(name)))
             a, b = (meshes.weight_shardings(mesh, axes) for axes in ((inputs, None), (None, outputs)))
-            low = layers.matmul(x, p[name + LORA_A], dtype, activations, a)
-            y = y + lora.scale * layers.matmul(low, p[name + LORA_B], dtype, jnp.float32, b)
+            low = layers.matmul(x, p[name + LORA_A], dtype, activations, a, (heads[0], 1))
+            change = layers.matmul(low, p[name + LORA_B], dtype, jnp.float32, b, (1, heads[1]))
+            y = y + lora.scale * change.reshape(y.shape)
         return y.astype(activations)
 
     def norm(name: str, x: jax.Array, out_dtype: Any = activations) -> jax.Array:
         return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset, out_dtype=out_dtype)
 
+    def turn(name: str, x: jax.Array, scale: float = 1.0) -> jax.Array:
+        """Normed, rotated and scaled, rounded to no less than attention's own inputs."""
+        found = p[name] if c.family.qk_norm else None
+        return rotary.turn(x, rope, found, eps=c.rms_norm_eps, offset=c.family.norm_offset, scale=scale, dtype=dtype)
+
     h = norm("attention_norm", x_BTE)
-    q = linear("q", h).reshape(B, T, c.num_heads, c.head_dim)
-    k = linear("k", h).reshape(B, T, c.num_kv_heads, c.head_dim)
-    v = linear("v", h).reshape(B, T, c.num_kv_heads, c.head_dim)
-    if c.family.qk_norm:
-        # attention rounds them, once, when they are rotated and scaled
-        q, k = norm("q_norm", q, jnp.float32), norm("k_norm", k, jnp.float32)
-    if rope is not None:
-        q, k = layers.apply_rope(q, rope), layers.apply_rope(k, rope)
-    h = linear("o", checkpoint_name(attend(q, k, v).astype(activations), "attended"))
+    q, k, v = linear("q", h, (1, c.num_heads)), linear("k", h, (1, c.num_kv_heads)), linear("v", h, (1, c.num_kv_heads))
+    q, k = turn("q_norm", q, query_scale), turn("k_norm", k)
+    h = linear("o", checkpoint_name(attend(q, k, v).astype(activations), "attended"), (c.num_heads, 1))
     x_BTE = x_BTE + (norm("post_attention_norm", h) if c.family.sandwich_norms else h)
 
     h = norm("mlp_norm", x_BTE)
@@ -260,14 +264,15 @@ class Decoder(nnx.Module):
                     k,
                     v,
                     segment_ids_BT,
-                    scale=self.config.query_scale,
+                    scale=1.0,
                     window=kind.window,
                     dtype=self.dtype,
                     mesh=self.mesh,
                 )
 
             x, tables = checkpoint_name(x, LAYER_INPUT), rope[kind.rope] if kind.rope else None
-            x = run_layer(p, self.config, x, tables, attend, self.dtype, self.lora, self.mesh)
+            more = {"mesh": self.mesh, "query_scale": self.config.query_scale}
+            x = run_layer(p, self.config, x, tables, attend, self.dtype, self.lora, **more)
             return meshes.constrain(x, activations, self.mesh)
 
         if self.remat != "none":

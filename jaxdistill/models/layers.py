@@ -23,13 +23,14 @@ from jaxdistill.precision import precision_of
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def matmul(
     x: jax.Array,
     w: Any,
     dtype: DTypeLike,
     out_dtype: DTypeLike = jnp.float32,
     shardings: WeightShardings | None = None,
+    heads: tuple[int, int] = (1, 1),
 ) -> jax.Array:
     """x [..., E] @ w [E, F] -> [..., F]: inputs rounded to `dtype`, products summed in fp32, backwards too.
 
@@ -41,23 +42,30 @@ def matmul(
       shardings: of a matrix that several devices share; each gathers it, forward and backward, and their gradients by
         it are summed to where it is stored. Left to itself XLA may cut the product in pieces that follow the matrix
         around the devices, whose partial sums it adds in memory.
+      heads: how many heads the inputs and the outputs consist of, see `_in_heads`.
     """
-    return _dot(x, _whole(w, dtype, shardings), ((x.ndim - 1,), (0,)), dtype, out_dtype)
+    return _product(x, _whole(w, dtype, shardings), 0, heads, dtype, out_dtype)
 
 
-def _matmul_forward(x, w, dtype, out_dtype, shardings):
-    return matmul(x, w, dtype, out_dtype, shardings), (x, w)
+def _matmul_forward(x, w, dtype, out_dtype, shardings, heads):
+    return matmul(x, w, dtype, out_dtype, shardings, heads), (x, w)
 
 
-def _matmul_backward(dtype, out_dtype, shardings, saved, g):
+def _matmul_backward(dtype, out_dtype, shardings, heads, saved, g):
     x, w = saved
-    dx = _dot(g, _whole(w, dtype, shardings), ((g.ndim - 1,), (1,)), dtype, x.dtype)
+    dx = _product(g, _whole(w, dtype, shardings), 1, heads, dtype, x.dtype)
     if not isinstance(w, (jax.Array, np.ndarray)):
         return dx, None
     rows = tuple(range(g.ndim - 1))
+
+    def in_heads(x, g):
+        split = _in_heads(x, -1, heads[0]), _in_heads(g, -1, heads[1])
+        return _dot(*split, (rows, rows), dtype).reshape(x.shape[-1], g.shape[-1])
+
     dw = jax.lax.platform_dependent(
         x, g,
         cpu=lambda x, g: _over_tokens_on_cpu(x, g, dtype),
+        tpu=in_heads,
         default=lambda x, g: _dot(x, g, (rows, rows), dtype),
     )  # fmt: skip
     dw = dw if shardings is None else shardings.scatter(dw)
@@ -65,6 +73,35 @@ def _matmul_backward(dtype, out_dtype, shardings, saved, g):
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _product(x, w, side, heads, dtype, out_dtype):
+    """x [..., I] @ w [I, O] if `side` is 0, x [..., O] @ w.T if it is 1."""
+
+    def plain(x, w):
+        return _dot(x, w, ((x.ndim - 1,), (side,)), dtype, out_dtype)
+
+    def in_heads(x, w):
+        w = _in_heads(_in_heads(w, 1, heads[1]), 0, heads[0])
+        first = range(1 + (heads[0] > 1))
+        over = tuple(first) if side == 0 else tuple(range(len(first), w.ndim))
+        lead = x.shape[:-1]
+        x = _in_heads(x, -1, heads[side])
+        return _dot(x, w, (tuple(range(len(lead), x.ndim)), over), dtype, out_dtype).reshape(*lead, -1)
+
+    if heads == (1, 1):
+        return plain(x, w)
+    return jax.lax.platform_dependent(x, w, tpu=in_heads, default=plain)
+
+
+def _in_heads(x, axis, heads):
+    """[..., H * D, ...] -> [..., H, D, ...].
+
+    TPUs' attention keeps a head's tokens together. Were activations [..., T, H * D] in between, they would be copied,
+    forward and backward; of a product over heads it is the weights that are rearranged.
+    """
+    axis %= x.ndim
+    return x if heads == 1 else x.reshape(*x.shape[:axis], heads, -1, *x.shape[axis + 1 :])
 
 
 def _whole(w, dtype, shardings):
@@ -138,13 +175,19 @@ def rms_norm(
     Args:
       offset: `scale` is stored as its distance from 1; a bf16 one must not be rounded again by adding 1 to it.
     """
-    scale = _fp32(scale) + 1.0 if offset else _fp32(scale)
+    scale = offset_scale(scale, offset)
     if x.dtype == jnp.float32:
-        return (x * _inverse_rms(x, eps) * last_axis(scale, x.ndim)).astype(out_dtype)
+        return (x * inverse_rms(x, eps) * last_axis(scale, x.ndim)).astype(out_dtype)
     return _norm(x, scale, eps, jnp.dtype(out_dtype))
 
 
-def _inverse_rms(x, eps):
+def offset_scale(scale: jax.Array, offset: bool) -> jax.Array:
+    """A norm's scale in fp32, see `rms_norm`."""
+    return _fp32(scale) + 1.0 if offset else _fp32(scale)
+
+
+def inverse_rms(x: jax.Array, eps: float) -> jax.Array:
+    """1 / root mean square of fp32 [..., D], [..., 1]."""
     return jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
@@ -155,7 +198,7 @@ def _norm(x, scale, eps, out_dtype):
 
 
 def _norm_forward(x, scale, eps, out_dtype):
-    inverse = _inverse_rms(_fp32(x), eps)
+    inverse = inverse_rms(_fp32(x), eps)
     return (_fp32(x) * inverse * last_axis(scale, x.ndim)).astype(out_dtype), (x, scale, inverse)
 
 
