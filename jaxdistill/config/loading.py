@@ -83,6 +83,7 @@ _WITHOUT_EFFECT = {
         "mesh",
         "micro_batches",
         "remat",
+        "attention",
         "deterministic",
         "checkpoint_every",
         "keep_checkpoints",

@@ -182,6 +182,9 @@ class TrainConfig:
     of matrix products and of attention. `attention`: attention's results. `offload`: the layer's input and attention's
     results, in the host's memory (GPUs and TPUs). `full`: the layer's input alone. `auto`: `none` on CPUs; on
     accelerators the first of `dots`, `attention` and `full` that the device's memory holds, by an estimate."""
+    attention: Literal["auto", "triton", "cudnn", "splash", "blocks", "dense"] = "auto"
+    """The kernel. `auto`: on TPUs `splash`; on GPUs `triton` for packed rows, `cudnn` for rows of one segment; on CPUs
+    `dense` for short rows, `blocks` for others. Where a GPU lacks one, the next best is taken, with a warning."""
     deterministic: bool = False
     """On GPUs: the same bits in every run, after a resume too. XLA leaves out operations that add in no fixed order and
     chooses kernels without timing them, which costs speed. CPUs and TPUs repeat themselves without it."""

@@ -237,7 +237,7 @@ def _pack(config: RunConfig, folder: Path, examples: Examples) -> dict[str, Any]
         rows.write_rows(temporary, _filled(examples, packed, row_tokens))
     write_json(folder / rows.ORDER, layout.to_dict())
     _write_origins(folder / ORIGINS, examples, packed, layout)
-    counts = summary.count(examples, layout, row_tokens, members)
+    counts = summary.count(examples, layout, row_tokens, members) | {"most_segments": max(map(len, packed))}
     if layout.passes:
         starts = Order(layout, seed=0).starts
         for phase, part in enumerate(counts["phases"]):

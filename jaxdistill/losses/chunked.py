@@ -183,7 +183,7 @@ class CrossEntropy:
     ) -> tuple[Sums, Array]:
         weights, targets = inputs["ce_weights"], inputs["targets"]
         smoothing, size = self.label_smoothing, vocabulary.size
-        log_z = vocabulary.logsumexp(logits)
+        log_z, hits = vocabulary.normalizer(logits, targets)
         nll = log_z - target_logit(logits, targets, vocabulary)
         loss, z_slope = nll, jnp.ones_like(log_z)
         if smoothing:
@@ -199,7 +199,7 @@ class CrossEntropy:
         values = {
             "sum": weighted(weights, loss),
             "nll": weighted(measured, nll),
-            "hits": weighted(measured, fp32(vocabulary.is_argmax(logits, targets))),
+            "hits": weighted(measured, fp32(hits)),
         }
         return values, weighted(weights, slopes)
 

@@ -1,7 +1,7 @@
 """Student and teacher models: Hugging Face in, JAX inside."""
 
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.decoder import Decoder
+from jaxdistill.models.decoder import AttentionOptions, Decoder
 from jaxdistill.models.load import (
     abstract_model,
     init_model,
@@ -15,6 +15,7 @@ from jaxdistill.models.load import (
 from jaxdistill.models.lora import Lora, join_params, split_params
 
 __all__ = [
+    "AttentionOptions",
     "Decoder",
     "Lora",
     "ModelConfig",

@@ -6,6 +6,7 @@ The layers are stacked along a leading axis L and scanned, so that depth costs n
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.models import layers, rotary
-from jaxdistill.models.attention import attention, platform_of
+from jaxdistill.models.attention import ATTENDED, STATISTICS, attention, keep_attention, platform_of
 from jaxdistill.models.attention.cached import KV, attend_cached
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.lora import LORA_A, LORA_B, Lora, add_params
@@ -34,18 +35,15 @@ UNROLLED = 8
 8 layers of width 384: 8.0 -> 6.9 s)."""
 
 LAYER_INPUT = "layer_input"
-ATTENTION = ("attended", "attention_statistics")
-"""What attention's backward pass needs beside its queries, keys and values, which products give again."""
-_NAMED = jax.checkpoint_policies.save_only_these_names(*ATTENTION)
 REMAT: dict[str, Any] = {
     "none": None,
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _NAMED
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keep_attention
     ),
-    "attention": _NAMED,
+    "attention": keep_attention,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[LAYER_INPUT, *ATTENTION],
+        names_which_can_be_offloaded=[LAYER_INPUT, ATTENDED, STATISTICS],
         offload_src="device",
         offload_dst="pinned_host",
     ),
@@ -64,6 +62,15 @@ WEIGHT_AXES: Mapping[str, tuple[str, str]] = {
     "down": ("mlp", "embed"),
 }
 """Logical axes of a layer's matrices: inputs, outputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionOptions:
+    """How attention is computed; see the arguments of `attention.attention` of the same names."""
+
+    kernel: str = "auto"
+    max_segments: int | None = None
+    deterministic: bool = False
 
 
 class Layers(nnx.Module):
@@ -152,8 +159,8 @@ def run_layer(
             y = y + lora.scale * change.reshape(y.shape)
         return y.astype(activations)
 
-    def norm(name: str, x: jax.Array, out_dtype: Any = activations) -> jax.Array:
-        return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset, out_dtype=out_dtype)
+    def norm(name: str, x: jax.Array) -> jax.Array:
+        return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset, out_dtype=activations)
 
     def turn(name: str, x: jax.Array, scale: float = 1.0) -> jax.Array:
         """Normed, rotated and scaled, rounded to no less than attention's own inputs."""
@@ -163,11 +170,16 @@ def run_layer(
     h = norm("attention_norm", x_BTE)
     q, k, v = linear("q", h, (1, c.num_heads)), linear("k", h, (1, c.num_kv_heads)), linear("v", h, (1, c.num_kv_heads))
     q, k = turn("q_norm", q, query_scale), turn("k_norm", k)
-    h = linear("o", checkpoint_name(attend(q, k, v).astype(activations), "attended"), (c.num_heads, 1))
+    h = linear("o", attend(q, k, v), (c.num_heads, 1))
     x_BTE = x_BTE + (norm("post_attention_norm", h) if c.family.sandwich_norms else h)
 
     h = norm("mlp_norm", x_BTE)
-    h = linear("down", layers.gated(c.family.activation, linear("gate", h), linear("up", h)))
+    gate, up = linear("gate", h), linear("up", h)
+    if activations == jnp.float32 or (lora is not None and "down" in lora.targets):
+        h = linear("down", layers.gated(c.family.activation, gate, up))
+    else:
+        shardings = meshes.weight_shardings(mesh, WEIGHT_AXES["down"])
+        h = layers.gated_matmul(c.family.activation, gate, up, p["down"], dtype, activations, shardings)
     return x_BTE + (norm("post_mlp_norm", h) if c.family.sandwich_norms else h)
 
 
@@ -201,6 +213,7 @@ class Decoder(nnx.Module):
       remat: a policy of `REMAT`: which activations are kept for the backward pass.
       mesh: if set, activations are kept sharded over it.
       lora: if set, the layers' matrices have adapters.
+      attention: the kernel of training's forward and backward passes.
     """
 
     def __init__(
@@ -213,8 +226,10 @@ class Decoder(nnx.Module):
         mesh: Mesh | None = None,
         lora: Lora | None = None,
         activations: Any = None,
+        attention: AttentionOptions | None = None,
     ):
         self.config, self.dtype, self.remat, self.mesh, self.lora = config, jnp.dtype(dtype), remat, mesh, lora
+        self.attention = attention or AttentionOptions()
         self.activations = jnp.dtype(activations or (jnp.float32 if platform_of(mesh) == "cpu" else dtype))
         embed_key, head_key, layers_key = jax.random.split(key, 3)
         shape = (config.vocab_size, config.hidden_size)
@@ -268,6 +283,8 @@ class Decoder(nnx.Module):
                     window=kind.window,
                     dtype=self.dtype,
                     mesh=self.mesh,
+                    out_dtype=self.activations,
+                    **dataclasses.asdict(self.attention),
                 )
 
             x, tables = checkpoint_name(x, LAYER_INPUT), rope[kind.rope] if kind.rope else None
@@ -342,7 +359,8 @@ class Decoder(nnx.Module):
         def attend(q, k, v, kind):
             filled.append(KV.of(k, v, self.dtype))
             scale, window = self.config.query_scale, kind.window
-            return attention(q, k, v, None, scale=scale, window=window, dtype=self.dtype, mesh=self.mesh)
+            more = {"dtype": self.dtype, "mesh": self.mesh, "out_dtype": self.activations}
+            return attention(q, k, v, None, scale=scale, window=window, **more)
 
         # what pads a row lies behind its prompt, where the prompt cannot see it
         x = self._run(
@@ -385,7 +403,7 @@ class Decoder(nnx.Module):
                 dtype=self.dtype,
                 platform=platform_of(self.mesh),
             )
-            return out[:, None]
+            return out[:, None].astype(self.activations)
 
         x = self._run(token_B[:, None], (length_B + at)[:, None], params, attend)
         return self._logits(x[:, 0], projection_VE), filled

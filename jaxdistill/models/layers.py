@@ -53,9 +53,15 @@ def _matmul_forward(x, w, dtype, out_dtype, shardings, heads):
 
 def _matmul_backward(dtype, out_dtype, shardings, heads, saved, g):
     x, w = saved
-    dx = _product(g, _whole(w, dtype, shardings), 1, heads, dtype, x.dtype)
+    return _product(g, _whole(w, dtype, shardings), 1, heads, dtype, x.dtype), _by_matrix(
+        x, g, w, dtype, shardings, heads
+    )
+
+
+def _by_matrix(x, g, w, dtype, shardings=None, heads=(1, 1)):
+    """The gradient by w of what x @ w became, in w's dtype: an fp32 sum over all tokens. None if w is quantized."""
     if not isinstance(w, (jax.Array, np.ndarray)):
-        return dx, None
+        return None
     rows = tuple(range(g.ndim - 1))
 
     def in_heads(x, g):
@@ -68,8 +74,7 @@ def _matmul_backward(dtype, out_dtype, shardings, heads, saved, g):
         tpu=in_heads,
         default=lambda x, g: _dot(x, g, (rows, rows), dtype),
     )  # fmt: skip
-    dw = dw if shardings is None else shardings.scatter(dw)
-    return dx, dw.astype(w.dtype)
+    return (dw if shardings is None else shardings.scatter(dw)).astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -154,17 +159,55 @@ def _gated_forward(activation, gate, up):
 
 
 def _gated_backward(activation, saved, g):
-    dtype, (gate, up), g = saved[0].dtype, map(_fp32, saved), _fp32(g)
+    return _through_gate(activation, *saved, g)[:2]
+
+
+def _through_gate(activation, gate, up, g):
+    """(gradients by gate and up, what the gate gave), rounded to gate's dtype."""
+    dtype, gate, up, g = gate.dtype, _fp32(gate), _fp32(up), _fp32(g)
     if activation == "silu":
         # by tanh: the sigmoid as it was computed before, XLA would recognise, and keep
         sigmoid = 0.5 + 0.5 * jnp.tanh(0.5 * gate)
         activated = gate * sigmoid
-        return (g * up * (sigmoid + activated * (1.0 - sigmoid))).astype(dtype), (g * activated).astype(dtype)
-    activated, pull = jax.vjp(ACTIVATIONS[activation], gate)
-    return pull(g * up)[0].astype(dtype), (g * activated).astype(dtype)
+        by_gate = g * up * (sigmoid + activated * (1.0 - sigmoid))
+    else:
+        activated, pull = jax.vjp(ACTIVATIONS[activation], gate)
+        (by_gate,) = pull(g * up)
+    return by_gate.astype(dtype), (g * activated).astype(dtype), (activated * up).astype(dtype)
 
 
 gated.defvjp(_gated_forward, _gated_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5, 6))
+def gated_matmul(
+    activation: str,
+    gate: jax.Array,
+    up: jax.Array,
+    w: Any,
+    dtype: DTypeLike,
+    out_dtype: DTypeLike,
+    shardings: WeightShardings | None = None,
+) -> jax.Array:
+    """matmul(gated(activation, gate, up), w, ...), whose backward pass gates once for all of its gradients.
+
+    Of its two inputs, which are kept, one pass makes the gradients by both and the matrix's other operand.
+    """
+    return matmul(gated(activation, gate, up), w, dtype, out_dtype, shardings)
+
+
+def _gated_matmul_forward(activation, gate, up, w, dtype, out_dtype, shardings):
+    return gated_matmul(activation, gate, up, w, dtype, out_dtype, shardings), (gate, up, w)
+
+
+def _gated_matmul_backward(activation, dtype, out_dtype, shardings, saved, g):
+    gate, up, w = saved
+    by_gated = _dot(g, _whole(w, dtype, shardings), ((g.ndim - 1,), (1,)), dtype, gate.dtype)
+    by_gate, by_up, h = _through_gate(activation, gate, up, by_gated)
+    return by_gate, by_up, _by_matrix(h, g, w, dtype, shardings)
+
+
+gated_matmul.defvjp(_gated_matmul_forward, _gated_matmul_backward)
 
 
 def rms_norm(

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxdistill import hub
 from jaxdistill.models.adapters import read_adapter, read_peft
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.decoder import Decoder
+from jaxdistill.models.decoder import AttentionOptions, Decoder
 from jaxdistill.models.lora import MATRICES, Lora, join_params, merged_params, split_params
 from jaxdistill.models.names import Entry, entries
 from jaxdistill.models.quantize import QTYPES, quantize
@@ -32,10 +32,11 @@ def abstract_model(
     mesh: Mesh | None = None,
     lora: Lora | None = None,
     activations: Any = None,
+    attention: AttentionOptions | None = None,
 ) -> Decoder:
     """A model with shapes for parameters, which costs no memory; the arguments are those of `Decoder`."""
     more = {"dtype": dtype, "remat": remat, "mesh": mesh, "lora": lora, "activations": activations}
-    return nnx.eval_shape(lambda: Decoder(config, key=jax.random.key(0), **more))
+    return nnx.eval_shape(lambda: Decoder(config, key=jax.random.key(0), attention=attention, **more))
 
 
 def param_shardings(

@@ -47,7 +47,7 @@ def turn(
 
 def _turn(x, tables, norm, eps, scale):
     if norm is not None:
-        x = layers.rms_norm(x, norm, eps)
+        x = layers.rms_norm(x, norm, eps, out_dtype=x.dtype)
     if tables is not None:
         x = layers.apply_rope(x, tables)
     return x if scale == 1.0 else x.astype(jnp.float32) * scale

@@ -12,7 +12,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdistill.config import TrainConfig
 from jaxdistill.data.rows import FIELDS
 from jaxdistill.data.topk import STORED_DTYPES, stored_shapes
-from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_shardings, params_of, split_params
+from jaxdistill.models import (
+    AttentionOptions,
+    Decoder,
+    Lora,
+    ModelConfig,
+    abstract_model,
+    param_shardings,
+    params_of,
+    split_params,
+)
+from jaxdistill.models.attention import pallas as triton
 from jaxdistill.models.attention import platform_of
 from jaxdistill.models.load import stored
 from jaxdistill.parallel import mesh as meshes
@@ -63,13 +73,19 @@ def settle(
       base_dtype: of parameters that are not trained.
       memory: bytes of one device, for devices that are not here; those that are tell themselves.
     Raises:
-      ValueError: a remat policy that the devices do not know.
+      ValueError: a remat policy or an attention kernel that the devices do not have.
     """
     platform, dropout = platform_of(mesh), lora is not None and lora.dropout > 0
     parts = micro_batches_of(train, platform, mesh.shape, row_tokens, student.hidden_size, dropout=dropout)
     dtype = compute_dtype_of(train, platform)
     if train.remat == "offload" and platform == "cpu":
         raise ValueError("train.remat: offload is for GPUs and TPUs; on CPUs set full, or leave it out.")
+    if train.attention not in KERNELS_OF[platform]:
+        known = ", ".join(KERNELS_OF[platform])
+        raise ValueError(f"train.attention: {train.attention} does not run on a {platform}; choose one of {known}.")
+    missing = triton.why_not(dtype, student.head_dim, mesh.devices.flat[0]) if train.attention == "triton" else None
+    if missing:
+        raise ValueError(f"train.attention: triton cannot be had here: {missing}; set auto, which takes the next best.")
     trained, frozen = (
         sum(x.size for x in jax.tree.leaves(p)) for p in split_params(params_of(abstract_model(student, lora=lora)))
     )
@@ -81,6 +97,12 @@ def settle(
     return dataclasses.replace(train, micro_batches=parts, compute_dtype=cast(Any, dtype), remat=remat)
 
 
+KERNELS_OF = {
+    "gpu": ("auto", "triton", "cudnn", "blocks", "dense"),
+    "tpu": ("auto", "splash", "blocks", "dense"),
+    "cpu": ("auto", "blocks", "dense"),
+}
+"""`train.attention` by platform; elsewhere a kernel would be interpreted, slowly, or not run at all."""
 PARAM_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1, "nf4": 0.6}
 """Of one parameter that is not trained, its scales included."""
 
@@ -108,6 +130,7 @@ def make_program(
     contrast: Contrast | None = None,
     distillation: Distillation | None = None,
     on_policy: Distillation | None = None,
+    max_segments: int | None = None,
 ) -> Program:
     """
     Args:
@@ -116,6 +139,7 @@ def make_program(
       contrast: of rows of pairs that every batch has beside the packed ones.
       distillation: what `train.distill` comes to; without it the loss is the cross-entropy alone.
       on_policy: what `train.on_policy` comes to.
+      max_segments: the most segments of any row, where it is known.
     Raises:
       ValueError: a mesh that does not fit the model or the batch.
     """
@@ -131,7 +155,10 @@ def make_program(
         raise ValueError(f"data.row_tokens={row_tokens} does not divide over context={mesh.shape['context']} devices.")
     optimizer = make_optimizer(train.optimizer, steps)
     shardings = state_shardings(student, optimizer, mesh, lora)
-    model = abstract_model(student, dtype=train.compute_dtype, remat=train.remat, mesh=mesh, lora=lora)
+    attention = AttentionOptions(train.attention, max_segments, train.deterministic)
+    model = abstract_model(
+        student, dtype=train.compute_dtype, remat=train.remat, mesh=mesh, lora=lora, attention=attention
+    )
     step = make_step(
         model,
         optimizer,

@@ -74,6 +74,7 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
         contrast=contrast,
         distillation=distillation if t.distill is not None and t.distill.distills else None,
         on_policy=graded(t, distillation, vocabulary),
+        max_segments=_most_segments(run, pairs),
     )
     held_out = t.evaluate.rows if t.evaluate else 0
     stored = t.distill is not None and t.distill.source == "stored"
@@ -114,6 +115,12 @@ def start_state(run: RunDir, made: Training, checkpoints: Checkpoints) -> tuple[
     if restored is not None:
         return restored.state, frozen, restored
     return init_state(trained, made.optimizer, made.shardings), frozen, None
+
+
+def _most_segments(run: RunDir, pairs: PairFeed | None) -> int | None:
+    """The most segments of a row; None if the rows were prepared before it was counted."""
+    packed = (read_manifest(run.tokens) or {}).get("counts", {}).get("most_segments")
+    return packed if packed is None or pairs is None else max(packed, pairs.rows.segments)
 
 
 def _identity(config: RunConfig, run: RunDir, student: ModelConfig, batches: Batches) -> dict[str, Any]:

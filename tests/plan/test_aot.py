@@ -8,7 +8,9 @@ import subprocess
 import pytest
 
 from jaxdistill.plan import environments
+from jaxdistill.plan.costs import outside_bytes
 from jaxdistill.plan.planning import TooLarge, make_plan
+from jaxdistill.plan.products import forward_kernels
 from jaxdistill.plan.request import make_job
 from jaxdistill.plan.targets import Topology
 from tests.plan.test_request import config
@@ -48,10 +50,15 @@ def test_the_step_compiles_for_a_tpu_with_its_pallas_kernels():
     assert {t.network for t in found.traffic} == {"ICI"}
 
 
-def test_the_step_compiles_for_a_gpu_with_cudnn():
+def test_the_step_compiles_for_a_gpu_with_its_attention_kernels():
     found = plan_for("h100:2").found
-    assert {name for name in found.kernels if name.startswith("cudnn")} == {"cudnn_forward", "cudnn_backward"}
+    # everything is recomputed: forward twice in each of two layers
+    assert forward_kernels(found.kernels) == 2 * found.layers == 4
     assert found.flops == pytest.approx(found.analytic_flops, rel=0.01)
+    assert sum(flops * count for flops, _, count in found.products) == pytest.approx(found.flops, rel=1e-6)
+    assert found.moved["attention"] > 0
+    assert outside_bytes(found.moved) > 0
+    assert found.memory["libraries"] > 0
     assert {t.network for t in found.traffic} == {"NVLink"}
 
 

@@ -146,6 +146,13 @@ def test_offloading_is_refused_on_cpus():
         settle(train(remat="offload"), shape, None, make_mesh({"fsdp": 8}), 1024)
 
 
+@pytest.mark.parametrize("kernel", ["splash", "triton", "cudnn"])
+def test_kernels_of_other_devices_are_refused(kernel):
+    shape = ModelConfig.from_hf(PUBLISHED["Qwen3-0.6B"][0], "Qwen3-0.6B")
+    with pytest.raises(ValueError, match=rf"train\.attention: {kernel} does not run on a cpu; choose one of auto, bl"):
+        settle(train(attention=kernel), shape, None, make_mesh({"fsdp": 8}), 1024)
+
+
 def test_nothing_of_the_step_is_left_open():
     shape = ModelConfig.from_hf(PUBLISHED["Qwen3-0.6B"][0], "Qwen3-0.6B")
     found = settle(train(), shape, None, make_mesh({"fsdp": 8}), 1024)

@@ -46,7 +46,7 @@ def attend_cudnn(
         ids = segment_ids_BT if packed else jnp.ones(q_BTHD.shape[:2], jnp.int32)
         return attend_blocks(q_BTHD, k_BTKD, v_BTKD, ids, window=window)
     if segment_ids_BT is None:
-        near = None if not _limits(window, q_BTHD.shape[1]) else (window - 1, 0)
+        near = (window - 1, 0) if window is not None and window < q_BTHD.shape[1] else None
         return jax.nn.dot_product_attention(
             q_BTHD, k_BTKD, v_BTKD, scale=1.0, is_causal=True, local_window_size=near, implementation="cudnn"
         )

@@ -88,18 +88,18 @@ def kernel_call(
       interpret: runs the kernel's steps as plain JAX, on any backend, slowly.
       name: of a scope around the call: `plan` and profiles go by it.
     """
-    call = pl.pallas_call(
+    return pl.pallas_call(
         kernel, out, grid=grid, in_specs=in_specs, out_specs=out_specs, interpret=interpret, name=name,
         compiler_params=None if interpret else _backend().CompilerParams(num_warps=warps, num_stages=stages),
     )  # fmt: skip
-    return jax.named_scope(name)(call)
 
 
-def load(ref: Any, width: int) -> jax.Array:
-    """ref [n, W] with columns from `width` on read as 0: they lie outside of the array."""
-    if ref.shape[-1] == width:
-        return ref[...]
-    return _backend().load(ref, mask=(jnp.arange(ref.shape[-1]) < width)[None, :], other=0.0)
+def load(ref: Any, width: int, keep: jax.Array | None = None) -> jax.Array:
+    """ref [n, W]; as 0 where columns lie outside of the array, from `width` on, and in lines that `keep` leaves out."""
+    mask = None if ref.shape[-1] == width else (jnp.arange(ref.shape[-1]) < width)[None, :]
+    if keep is not None:
+        mask = jnp.broadcast_to(keep[:, None], ref.shape) & (True if mask is None else mask)
+    return ref[...] if mask is None else _backend().load(ref, mask=mask, other=0.0)
 
 
 def store(ref: Any, x: jax.Array, width: int) -> None:

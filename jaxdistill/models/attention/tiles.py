@@ -19,14 +19,17 @@ PAD_ROW = jnp.iinfo(jnp.int32).min
 """The segment of queries that are padding. That of such keys is 0: they never meet."""
 
 
-class Tiles(NamedTuple):
-    """int32 [B, blocks, 5]: first, clear_first, clear_end, end, and the index among the keys of the first query of all.
+BOUNDS = 6
 
-    Ends are excluded; a block that needs no other has equal ends.
+
+class Tiles(NamedTuple):
+    """int32 [B, blocks, BOUNDS]: first, clear_first, clear_end, end (excluded, and equal to first where there is none),
+    the index among the keys of the first query of all, and how many of the row's keys (or queries, for blocks of keys)
+    come before those that are padding to its end.
     """
 
-    of_queries: Int[Array, "B N 5"]
-    of_keys: Int[Array, "B M 5"]
+    of_queries: Int[Array, "B N 6"]
+    of_keys: Int[Array, "B M 6"]
 
 
 def make_tiles(
@@ -60,7 +63,13 @@ def make_tiles(
     overlap = (high[:, None] >= row_low[..., None]) & (low[:, None] <= row_high[..., None])
     same = row_one[..., None] & one[:, None] & (low[:, None] == row_low[..., None])
     meet, clear = overlap & reached[None], same & before[None]
-    return Tiles(_bounds(meet, clear, start), _bounds(meet.swapaxes(1, 2), clear.swapaxes(1, 2), start))
+    queries, keys = _length(row_ids_BT, PAD_ROW), _length(column_ids_BS, 0)
+    return Tiles(_bounds(meet, clear, start, keys), _bounds(meet.swapaxes(1, 2), clear.swapaxes(1, 2), start, queries))
+
+
+def _length(ids: jax.Array, padding: int) -> jax.Array:
+    """[B]: one more than the last token that is no padding."""
+    return jnp.where(ids != padding, jnp.arange(1, ids.shape[1] + 1, dtype=jnp.int32)[None], 0).max(axis=1)
 
 
 def _ranges(ids: jax.Array, padding: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -72,7 +81,9 @@ def _ranges(ids: jax.Array, padding: int) -> tuple[jax.Array, jax.Array, jax.Arr
     return low, high, real.all(axis=-1) & (low == high)
 
 
-def _bounds(meet: Bool[Array, "B N M"], clear: Bool[Array, "B N M"], start: int | jax.Array) -> Int[Array, "B N 5"]:
+def _bounds(
+    meet: Bool[Array, "B N M"], clear: Bool[Array, "B N M"], start: int | jax.Array, length: Int[Array, " B"]
+) -> Int[Array, "B N 6"]:
     """Blocks that `meet` from the first to the last; of those that are `clear`, the last run without a gap."""
     size = meet.shape[-1]
     index = jnp.arange(size, dtype=jnp.int32)[None, None]
@@ -81,4 +92,5 @@ def _bounds(meet: Bool[Array, "B N M"], clear: Bool[Array, "B N M"], start: int 
     clear_end = jnp.where(clear, index + 1, 0).max(axis=-1)
     unclear = ~clear & (index < clear_end[..., None])
     clear_first = jnp.where(unclear, index + 1, 0).max(axis=-1)
-    return jnp.stack([first, clear_first, clear_end, end, jnp.full_like(first, start)], axis=-1)
+    length = jnp.broadcast_to(length[:, None], first.shape)
+    return jnp.stack([first, clear_first, clear_end, end, jnp.full_like(first, start), length], axis=-1)

@@ -22,12 +22,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.models.attention.pallas import kernel_call
-from jaxdistill.models.attention.residuals import name_residuals
-from jaxdistill.models.attention.tiles import PAD_ROW, make_tiles
+from jaxdistill.models.attention.residuals import STATISTICS, name_residuals
+from jaxdistill.models.attention.tiles import BOUNDS, PAD_ROW, make_tiles
 from jaxdistill.models.attention.triton_kernels import Tile, attention_forward, attention_keys, attention_queries
 
 
@@ -82,7 +83,9 @@ def attend_triton(
     roomy: bool = True,
     interpret: bool = False,
 ) -> Float[Array, "B T H D"]:
-    """Flash attention; scores and sums in fp32, the result rounded once to the inputs' dtype. Padding gives zeros.
+    """Flash attention; scores and sums in fp32, the result rounded once to the inputs' dtype.
+
+    Padding gives zeros and gets zero gradients; behind a row's last segment it may be NaN.
 
     Args:
       q_BTHD: already scaled; like the keys and values, in the dtype of the matrix products.
@@ -95,12 +98,9 @@ def attend_triton(
     sizes = Sizes(*(_fitted(tile, T, S) for tile in sizes or sizes_of(q_BTHD.shape[3], roomy)))
     ids = segment_ids_BS.astype(jnp.int32)
     row_ids = jax.lax.dynamic_slice_in_dim(ids, start, T, axis=1)
-    # what is padding may be NaN, and 0 * NaN would reach others
-    q = jnp.where((row_ids != 0)[:, :, None, None], q_BTHD, 0)
-    k, v = (jnp.where((ids != 0)[:, :, None, None], x, 0) for x in (k_BSKD, v_BSKD))
     rows, columns = max(tile.Q for tile in sizes), max(tile.C for tile in sizes)
-    q, row_ids = _pad(q, rows), _pad(jnp.where(row_ids == 0, PAD_ROW, row_ids), rows, fill=PAD_ROW)
-    k, v, ids = (_pad(x, columns) for x in (k, v, ids))
+    row_ids = _pad(jnp.where(row_ids == 0, PAD_ROW, row_ids), rows, fill=PAD_ROW)
+    q, k, v, ids = _pad(q_BTHD, rows), *(_pad(x, columns) for x in (k_BSKD, v_BSKD, ids))
     setting = Setting(sizes, window, interpret)
     return _flash(setting, q, k, v, row_ids, ids, jnp.asarray(start, jnp.int32))[:, :T]
 
@@ -126,17 +126,21 @@ def _flash(setting, q, k, v, row_ids, column_ids, start):
 
 
 def _flash_forward(setting, q, k, v, row_ids, column_ids, start):
-    out, lse = name_residuals(*_call_forward(setting, q, k, v, row_ids, column_ids, start))
-    return out, (q, k, v, row_ids, column_ids, start, out, lse)
+    ids = row_ids, column_ids
+    forward, keys, queries = (make_tiles(*ids, start, setting.window, tile.Q, tile.C) for tile in setting.sizes)
+    out, lse = name_residuals(*_call_forward(setting, q, k, v, *ids, forward.of_queries))
+    # small, and a dozen launches of kernels to find again
+    bounds = checkpoint_name((keys.of_keys, queries.of_queries), STATISTICS)
+    return out, (q, k, v, *ids, bounds, out, lse)
 
 
 def _flash_backward(setting, saved, g):
-    q, k, v, row_ids, column_ids, start, out, lse = saved
-    g = jnp.where((row_ids != PAD_ROW)[:, :, None, None], g, 0)
+    q, k, v, row_ids, column_ids, (of_keys, of_queries), out, lse = saved
     # what the softmax's normalisation sends back: Dao et al. 2022, arXiv:2205.14135, appendix B.2
-    mean = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).swapaxes(1, 2)
-    inputs = (q, k, v, g, lse, mean, row_ids, column_ids, start)
-    return _call_queries(setting, *inputs), *_call_keys(setting, *inputs), None, None, None
+    mean = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    mean = jnp.where((row_ids != PAD_ROW)[..., None], mean, 0.0).swapaxes(1, 2)
+    inputs = (q, k, v, g, lse, mean, row_ids, column_ids)
+    return _call_queries(setting, *inputs, of_queries), *_call_keys(setting, *inputs, of_keys), None, None, None
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
@@ -166,7 +170,7 @@ def _specs_by_queries(q: jax.Array, k: jax.Array, Q: int) -> Specs:
         sums=pl.BlockSpec((None, None, Q), lambda n, h, b: (b, h, last - n)),
         row_ids=pl.BlockSpec((None, Q), lambda n, h, b: (b, last - n)),
         column_ids=pl.BlockSpec((None, S), lambda n, h, b: (b, 0)),
-        bounds=pl.BlockSpec((None, None, 5), lambda n, h, b: (b, last - n, 0)),
+        bounds=pl.BlockSpec((None, None, BOUNDS), lambda n, h, b: (b, last - n, 0)),
     )
 
 
@@ -180,7 +184,7 @@ def _specs_by_keys(q: jax.Array, k: jax.Array, C: int) -> Specs:
         sums=pl.BlockSpec((None, H // K, T), lambda m, h, b: (b, h, 0)),
         row_ids=pl.BlockSpec((None, T), lambda m, h, b: (b, 0)),
         column_ids=pl.BlockSpec((None, C), lambda m, h, b: (b, m)),
-        bounds=pl.BlockSpec((None, None, 5), lambda m, h, b: (b, m, 0)),
+        bounds=pl.BlockSpec((None, None, BOUNDS), lambda m, h, b: (b, m, 0)),
     )
 
 
@@ -189,9 +193,8 @@ def _width(head_dim: int) -> int:
     return max(16, pl.next_power_of_2(head_dim))
 
 
-def _call_forward(setting, q, k, v, row_ids, column_ids, start):
+def _call_forward(setting, q, k, v, row_ids, column_ids, bounds):
     tile, (B, T, H, D) = setting.sizes.forward, q.shape
-    tiles = make_tiles(row_ids, column_ids, start, setting.window, tile.Q, tile.C)
     at = _specs_by_queries(q, k, tile.Q)
     return kernel_call(
         functools.partial(attention_forward, tile=tile, window=setting.window, width=D, blocks=T // tile.Q),
@@ -200,12 +203,11 @@ def _call_forward(setting, q, k, v, row_ids, column_ids, start):
         in_specs=(at.queries, at.keys, at.keys, at.row_ids, at.column_ids, at.bounds),
         out_specs=(at.queries, at.sums),
         warps=tile.warps, stages=tile.stages, interpret=setting.interpret, name="attention_forward",
-    )(q, k, v, row_ids, column_ids, tiles.of_queries)  # fmt: skip
+    )(q, k, v, row_ids, column_ids, bounds)  # fmt: skip
 
 
-def _call_queries(setting, q, k, v, g, lse, mean, row_ids, column_ids, start):
+def _call_queries(setting, q, k, v, g, lse, mean, row_ids, column_ids, bounds):
     tile, (B, T, H, D) = setting.sizes.queries, q.shape
-    tiles = make_tiles(row_ids, column_ids, start, setting.window, tile.Q, tile.C)
     at = _specs_by_queries(q, k, tile.Q)
     return kernel_call(
         functools.partial(attention_queries, tile=tile, window=setting.window, width=D, blocks=T // tile.Q),
@@ -214,12 +216,11 @@ def _call_queries(setting, q, k, v, g, lse, mean, row_ids, column_ids, start):
         in_specs=(at.queries, at.keys, at.keys, at.queries, at.sums, at.sums, at.row_ids, at.column_ids, at.bounds),
         out_specs=(at.queries,),
         warps=tile.warps, stages=tile.stages, interpret=setting.interpret, name="attention_queries",
-    )(q, k, v, g, lse, mean, row_ids, column_ids, tiles.of_queries)[0]  # fmt: skip
+    )(q, k, v, g, lse, mean, row_ids, column_ids, bounds)[0]  # fmt: skip
 
 
-def _call_keys(setting, q, k, v, g, lse, mean, row_ids, column_ids, start):
+def _call_keys(setting, q, k, v, g, lse, mean, row_ids, column_ids, bounds):
     tile, (B, S, K, D) = setting.sizes.keys, k.shape
-    tiles = make_tiles(row_ids, column_ids, start, setting.window, tile.Q, tile.C)
     at = _specs_by_keys(q, k, tile.C)
     return kernel_call(
         functools.partial(attention_keys, tile=tile, window=setting.window, width=D, heads=q.shape[2] // K),
@@ -228,4 +229,4 @@ def _call_keys(setting, q, k, v, g, lse, mean, row_ids, column_ids, start):
         in_specs=(at.queries, at.keys, at.keys, at.queries, at.sums, at.sums, at.row_ids, at.column_ids, at.bounds),
         out_specs=(at.keys, at.keys),
         warps=tile.warps, stages=tile.stages, interpret=setting.interpret, name="attention_keys",
-    )(q, k, v, g, lse, mean, row_ids, column_ids, tiles.of_keys)  # fmt: skip
+    )(q, k, v, g, lse, mean, row_ids, column_ids, bounds)  # fmt: skip

@@ -51,7 +51,7 @@ def attention_forward(
         new = jnp.maximum(top, scores.max(axis=1))
         p = jnp.exp2(scores * LOG2E - (new * LOG2E)[:, None])
         shrink = jnp.exp2((top - new) * LOG2E)
-        v = load(v_ref.at[part], width)
+        v = load(v_ref.at[part], width, _within(part, bounds_ref, masked))
         return new, total * shrink + p.sum(axis=1), out * shrink[:, None] + dot(p.astype(v.dtype), v, 0)
 
     empty = jnp.full((Q,), NO_SCORE), jnp.zeros((Q,)), jnp.zeros(q.shape, jnp.float32)
@@ -74,14 +74,13 @@ def attention_queries(
 
     def add(_, j, dq, masked):
         part = pl.ds(j * C, C)
-        k = load(k_ref.at[part], width)
-        scores = dot(q, k, 1)
+        k = load(k_ref.at[part], width, _within(part, bounds_ref, masked))
+        p = jnp.exp2(dot(q, k, 1) * LOG2E - lse)
+        ds = p * (dot(g, load(v_ref.at[part], width), 1) - mean)
         if masked:
             columns = j * C + jnp.arange(C, dtype=jnp.int32)
             seen = _visible(rows[:, None], columns[None], row_ids[:, None], column_ids_ref[part][None], window)
-            scores = jnp.where(seen, scores, MASKED)
-        p = jnp.exp2(scores * LOG2E - lse)
-        ds = p * (dot(g, load(v_ref.at[part], width), 1) - mean)
+            ds = jnp.where(seen, ds, 0.0)
         return dq + dot(ds.astype(k.dtype), k, 0)
 
     store(dq_ref, _visit(bounds_ref, add, jnp.zeros(q.shape, jnp.float32)).astype(dq_ref.dtype), width)
@@ -103,7 +102,7 @@ def attention_keys(
     def add(head, i, carry, masked):
         dk, dv = carry
         part = pl.ds(i * Q, Q)
-        q, g = load(q_ref.at[part, head], width), load(g_ref.at[part, head], width)
+        q, g = (load(x.at[part, head], width, _within(part, bounds_ref, masked)) for x in (q_ref, g_ref))
         scores = dot(k, q, 1)
         if masked:
             rows = start + i * Q + jnp.arange(Q, dtype=jnp.int32)
@@ -116,13 +115,22 @@ def attention_keys(
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     dk, dv = _visit(bounds_ref, add, (zeros, zeros), repeats=heads)
-    store(dk_ref, dk.astype(dk_ref.dtype), width)
+    # values of padding may be NaN
+    store(dk_ref, jnp.where((column_ids != 0)[:, None], dk, 0.0).astype(dk_ref.dtype), width)
     store(dv_ref, dv.astype(dv_ref.dtype), width)
 
 
 def _visible(rows, columns, row_ids, column_ids, window):
     seen = (row_ids == column_ids) & (rows >= columns)
     return seen if window is None else seen & (columns > rows - window)
+
+
+def _within(part, bounds_ref, masked):
+    """Which tokens of a slice are not behind the row's last segment: what lies there may be NaN, and 0 * NaN is NaN.
+
+    None if all are, as in blocks without a mask.
+    """
+    return part.start + jnp.arange(part.size, dtype=jnp.int32) < bounds_ref[5] if masked else None
 
 
 def _visit(bounds_ref: Any, add: Any, carry: Any, repeats: int = 1) -> Any:
@@ -147,5 +155,6 @@ def _visit(bounds_ref: Any, add: Any, carry: Any, repeats: int = 1) -> Any:
     return jax.lax.fori_loop(0, others * repeats, with_mask, carry)
 
 
-def _split(step: jax.Array, size: jax.Array, repeats: int) -> tuple[Any, jax.Array]:
-    return (0, step) if repeats == 1 else (jax.lax.div(step, size), jax.lax.rem(step, size))
+def _split(step: jax.Array, size: jax.Array, repeats: int) -> tuple[jax.Array, jax.Array]:
+    # not 0: masked loads in interpret mode want their indices traced
+    return (step - step, step) if repeats == 1 else (jax.lax.div(step, size), jax.lax.rem(step, size))
