@@ -62,17 +62,11 @@ def _by_matrix(x, g, w, dtype, shardings=None, heads=(1, 1)):
     """The gradient by w of what x @ w became, in w's dtype: an fp32 sum over all tokens. None if w is quantized."""
     if not isinstance(w, (jax.Array, np.ndarray)):
         return None
-    rows = tuple(range(g.ndim - 1))
-
-    def in_heads(x, g):
-        split = _in_heads(x, -1, heads[0]), _in_heads(g, -1, heads[1])
-        return _dot(*split, (rows, rows), dtype).reshape(x.shape[-1], g.shape[-1])
-
     dw = jax.lax.platform_dependent(
         x, g,
         cpu=lambda x, g: _over_tokens_on_cpu(x, g, dtype),
-        tpu=in_heads,
-        default=lambda x, g: _dot(x, g, (rows, rows), dtype),
+        tpu=lambda x, g: _over_tokens(x, g, heads, dtype),
+        default=lambda x, g: _over_tokens(x, g, (1, 1), dtype),
     )  # fmt: skip
     return (dw if shardings is None else shardings.scatter(dw)).astype(w.dtype)
 
@@ -86,17 +80,27 @@ def _product(x, w, side, heads, dtype, out_dtype):
     def plain(x, w):
         return _dot(x, w, ((x.ndim - 1,), (side,)), dtype, out_dtype)
 
-    def in_heads(x, w):
-        w = _in_heads(_in_heads(w, 1, heads[1]), 0, heads[0])
-        first = range(1 + (heads[0] > 1))
-        over = tuple(first) if side == 0 else tuple(range(len(first), w.ndim))
-        lead = x.shape[:-1]
-        x = _in_heads(x, -1, heads[side])
-        return _dot(x, w, (tuple(range(len(lead), x.ndim)), over), dtype, out_dtype).reshape(*lead, -1)
-
     if heads == (1, 1):
         return plain(x, w)
-    return jax.lax.platform_dependent(x, w, tpu=in_heads, default=plain)
+    return jax.lax.platform_dependent(
+        x, w, tpu=lambda x, w: _product_in_heads(x, w, side, heads, dtype, out_dtype), default=plain
+    )
+
+
+def _product_in_heads(x, w, side, heads, dtype, out_dtype):
+    lead = x.shape[:-1]
+    w = _in_heads(_in_heads(w, 1, heads[1]), 0, heads[0])
+    inputs = 1 + (heads[0] > 1)
+    over = range(inputs) if side == 0 else range(inputs, w.ndim)
+    x = _in_heads(x, -1, heads[side])
+    return _dot(x, w, (tuple(range(len(lead), x.ndim)), tuple(over)), dtype, out_dtype).reshape(*lead, -1)
+
+
+def _over_tokens(x, g, heads, dtype):
+    """The sum over all tokens of x [..., I] and g [..., O], fp32 [I, O]."""
+    rows = tuple(range(g.ndim - 1))
+    product = _dot(_in_heads(x, -1, heads[0]), _in_heads(g, -1, heads[1]), (rows, rows), dtype)
+    return product.reshape(x.shape[-1], g.shape[-1])
 
 
 def _in_heads(x, axis, heads):
