@@ -135,7 +135,7 @@ def run_layer(
 
     Args:
       x_BTE: in the dtype of the activations, which every product's result is rounded to.
-      rope: tables of `layers.rope_tables`; None in a layer without positions.
+      rope: tables of `layers.rope_tables` or `rotary.tables_on_tpu`; None in a layer without positions.
       mesh: if the parameters are spread over one as `WEIGHT_AXES` says, they are gathered matrix by matrix.
       query_scale: multiplies the queries here; with 1, `attend` has to do it.
     """
@@ -163,9 +163,8 @@ def run_layer(
         return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset, out_dtype=activations)
 
     def turn(name: str, x: jax.Array, scale: float = 1.0) -> jax.Array:
-        """Normed, rotated and scaled, rounded to no less than attention's own inputs."""
         found = p[name] if c.family.qk_norm else None
-        return rotary.turn(x, rope, found, eps=c.rms_norm_eps, offset=c.family.norm_offset, scale=scale, dtype=dtype)
+        return rotary.turn(x, rope, found, eps=c.rms_norm_eps, offset=c.family.norm_offset, scale=scale)
 
     h = norm("attention_norm", x_BTE)
     q, k, v = linear("q", h, (1, c.num_heads)), linear("k", h, (1, c.num_kv_heads)), linear("v", h, (1, c.num_kv_heads))
@@ -270,6 +269,8 @@ class Decoder(nnx.Module):
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         rope = self._rope_tables(positions_BT)
+        if platform_of(self.mesh) == "tpu" and self.activations == jnp.bfloat16:
+            rope = {kind: rotary.tables_on_tpu(tables) for kind, tables in rope.items()}
         activations = ("batch", "sequence", None)
 
         def layer(x: jax.Array, p: Mapping[str, jax.Array], kind: LayerKind) -> jax.Array:

@@ -6,14 +6,18 @@ Dimension key: B rows, T tokens, H heads, D head_dim.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from jaxdistill.models import layers
 from jaxdistill.precision import precision_of
+
+
+def tables_on_tpu(tables: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """`layers.rope_tables` in the form that says `turn` is to work as is best on TPUs: fp32 [B, T, 1, D]."""
+    # behind a barrier, or the sines are computed again in every layer
+    return jax.lax.optimization_barrier(tuple(jnp.concatenate([t, t], axis=-1) for t in tables))
 
 
 def turn(
@@ -24,24 +28,20 @@ def turn(
     eps: float,
     offset: bool,
     scale: float,
-    dtype: DTypeLike,
 ) -> jax.Array:
-    """Queries or keys, normed, rotated and multiplied by `scale`, in fp32; rounded at most once, to `dtype`.
+    """Queries or keys, normed, rotated and multiplied by `scale`.
+
+    The result is fp32 if they are rotated or scaled, and otherwise has x's dtype; with `tables_on_tpu` it has x's, too,
+    and everything before is fp32.
 
     Args:
-      tables: of `layers.rope_tables`; None: nothing is rotated.
-      norm: scale of the norm over D, fp32 [D]; None: there is none.
+      tables: of `layers.rope_tables` or `tables_on_tpu`; None: nothing is rotated.
+      norm: scale of the norm over D, [D]; None: there is none.
       offset: see `layers.rms_norm`.
-      dtype: of attention's inputs. Where x has it, TPUs give it, too; everything else is given in fp32 if something was
-        done to it.
     """
     found = None if norm is None else layers.offset_scale(norm, offset)
-    if tables is not None and x_BTHD.dtype == jnp.dtype(dtype) == jnp.bfloat16:
-        return jax.lax.platform_dependent(
-            x_BTHD, *tables, found,
-            tpu=lambda x, cos, sin, found: _turn_on_tpu(x, cos, sin, found, eps, scale).astype(jnp.float32),
-            default=lambda x, cos, sin, found: _turn(x, (cos, sin), found, eps, scale),
-        )  # fmt: skip
+    if tables is not None and tables[0].shape[-1] == x_BTHD.shape[-1]:
+        return _turn_on_tpu(x_BTHD, *tables, found, eps, scale)
     return _turn(x_BTHD, tables, found, eps, scale)
 
 
@@ -55,7 +55,7 @@ def _turn(x, tables, norm, eps, scale):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _turn_on_tpu(x, cos, sin, norm, eps, scale):
-    """`_turn` of bf16 in bf16, in one pass forward and one backward.
+    """`_turn` in one pass forward and one backward.
 
     Half a head is half a register there, and cutting heads in halves and joining them again costs several passes over
     padded arrays. A product with a matrix of ones and minus ones exchanges the halves of bf16 numbers exactly.
@@ -69,14 +69,14 @@ def _turn_forward(x, cos, sin, norm, eps, scale):
     if norm is not None:
         inverse = layers.inverse_rms(a, eps)
         a, b = a * inverse * layers.last_axis(norm, 4), b * inverse * layers.last_axis(_swapped(norm), 4)
-    turned = (a * _twice(cos) + b * _twice(sin)) * scale
+    turned = (a * cos + b * sin) * scale
     return turned.astype(x.dtype), (x, cos, sin, norm, inverse)
 
 
 def _turn_backward(eps, scale, saved, g):
     x, cos, sin, norm, inverse = saved
     # the inverse of a quarter turn is its negative
-    back = (g.astype(jnp.float32) * _twice(cos) - _quarter_turn(g).astype(jnp.float32) * _twice(sin)) * scale
+    back = (g.astype(jnp.float32) * cos - _quarter_turn(g).astype(jnp.float32) * sin) * scale
     if norm is None:
         return back.astype(x.dtype), None, None, None
     normed, by_normed = x.astype(jnp.float32) * inverse, back * layers.last_axis(norm, 4)
@@ -101,7 +101,3 @@ def _quarter_turn(x: jax.Array) -> jax.Array:
 
 def _swapped(x: jax.Array) -> jax.Array:
     return jnp.roll(x, x.shape[-1] // 2, axis=-1)
-
-
-def _twice(x: jax.Array) -> Any:
-    return jnp.concatenate([x, x], axis=-1)

@@ -31,8 +31,8 @@ def reference(x, norm, tables):
 @pytest.mark.parametrize("normed", [False, True])
 def test_one_pass_on_a_tpu_is_right_to_the_last_bit_of_bf16(normed):
     x, g, norm, (cos, sin) = inputs()
-    norm = norm if normed else None
-    run = jax.jit(lambda x, norm: rotary._turn_on_tpu(x, cos, sin, norm, EPS, SCALE))
+    norm, wide = norm if normed else None, rotary.tables_on_tpu((cos, sin))
+    run = jax.jit(lambda x, norm: rotary.turn(x, wide, norm, eps=EPS, offset=False, scale=SCALE))
     got, backward = jax.vjp(run, x, norm)
     with jax.enable_x64(True):
         wide = [None if v is None else jnp.asarray(np.asarray(v, np.float64)) for v in (x, norm)]
@@ -49,21 +49,17 @@ def test_one_pass_on_a_tpu_is_right_to_the_last_bit_of_bf16(normed):
 
 def test_other_backends_round_no_more_than_the_norm():
     x, _, norm, tables = inputs()
-    run = jax.jit(
-        lambda x: rotary.turn(x, tables, norm, eps=EPS, offset=False, scale=SCALE, dtype=jnp.dtype("bfloat16"))
-    )
+    run = jax.jit(lambda x: rotary.turn(x, tables, norm, eps=EPS, offset=False, scale=SCALE))
     got = run(x)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, reference(x.astype(jnp.float32), norm, tables), rtol=0, atol=0.3 * 2**-6)
-    exact = rotary.turn(
-        x.astype(jnp.float32), tables, norm, eps=EPS, offset=False, scale=SCALE, dtype=jnp.dtype("bfloat16")
-    )
+    exact = rotary.turn(x.astype(jnp.float32), tables, norm, eps=EPS, offset=False, scale=SCALE)
     np.testing.assert_allclose(exact, reference(x.astype(jnp.float32), norm, tables), rtol=1e-5, atol=1e-5)
 
 
 def test_an_offset_norm_is_stored_as_its_distance_from_one():
     x, _, norm, tables = inputs()
-    more = {"eps": EPS, "scale": 1.0, "dtype": jnp.dtype("float32")}
+    more = {"eps": EPS, "scale": 1.0}
     a = rotary.turn(x.astype(jnp.float32), tables, norm, offset=False, **more)
     b = rotary.turn(x.astype(jnp.float32), tables, norm - 1.0, offset=True, **more)
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -71,5 +67,5 @@ def test_an_offset_norm_is_stored_as_its_distance_from_one():
 
 def test_without_norm_and_positions_nothing_happens_to_keys():
     x = inputs()[0]
-    same = rotary.turn(x, None, None, eps=EPS, offset=False, scale=1.0, dtype=jnp.dtype("bfloat16"))
+    same = rotary.turn(x, None, None, eps=EPS, offset=False, scale=1.0)
     assert same is x
