@@ -27,7 +27,7 @@ Inputs = dict[str, jax.Array]
 Head = tuple[jax.Array, jax.Array]
 """(hidden states [..., E], projection [V, E])"""
 
-CHUNK_BYTES = {"cpu": 160 << 20, "gpu": 1280 << 20, "tpu": 512 << 20}
+CHUNK_BYTES = {"cpu": 160 << 20, "gpu": 1280 << 20, "tpu": 2048 << 20}
 """fp32 logits of one chunk, by backend. Larger chunks add to the projection's gradient less often, which moves all of
 it each time; smaller ones save memory. CPU: measured (tools/bench_losses.py). GPU: by the bytes that the compiled step
 moves for it, 80 GB with 512 MiB and 20 GB with 1,280, of 32,768 tokens and 151,936 columns of 1,024."""

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxdistill.models import layers
+from jaxdistill.models import layers, rotary
 from jaxdistill.models.attention import ATTENDED, STATISTICS, attention, keep_attention, platform_of
 from jaxdistill.models.attention.cached import KV, attend_cached
 from jaxdistill.models.config import LayerKind, ModelConfig
@@ -27,7 +27,7 @@ from jaxdistill.models.rope import Rope
 from jaxdistill.parallel import mesh as meshes
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(q [B,T,H,D] already scaled, k [B,T,K,D], v [B,T,K,D]) -> [B, T, H * D]: full attention, or attention to a cache."""
+"""(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B, T, H * D]: full attention, or attention to a cache."""
 
 
 UNROLLED = 8
@@ -52,15 +52,6 @@ REMAT: dict[str, Any] = {
 """What the backward pass finds saved of each layer; see `TrainConfig.remat`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class AttentionOptions:
-    """How attention is computed; see the arguments of `attention.attention` of the same names."""
-
-    kernel: str = "auto"
-    max_segments: int | None = None
-    deterministic: bool = False
-
-
 WEIGHT_AXES: Mapping[str, tuple[str, str]] = {
     "q": ("embed", "heads"),
     "k": ("embed", "kv_heads"),
@@ -71,6 +62,15 @@ WEIGHT_AXES: Mapping[str, tuple[str, str]] = {
     "down": ("mlp", "embed"),
 }
 """Logical axes of a layer's matrices: inputs, outputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionOptions:
+    """How attention is computed; see the arguments of `attention.attention` of the same names."""
+
+    kernel: str = "auto"
+    max_segments: int | None = None
+    deterministic: bool = False
 
 
 class Layers(nnx.Module):
@@ -129,50 +129,47 @@ def run_layer(
     dtype: Any,
     lora: Lora | None = None,
     mesh: Mesh | None = None,
+    query_scale: float = 1.0,
 ) -> jax.Array:
     """One layer, from its parameters `p` (slices of `Layers`' arrays): attention, then MLP, each added to x.
 
     Args:
       x_BTE: in the dtype of the activations, which every product's result is rounded to.
-      rope: tables of `layers.rope_tables`; None in a layer without positions.
+      rope: tables of `layers.rope_tables` or `rotary.tables_on_tpu`; None in a layer without positions.
       mesh: if the parameters are spread over one as `WEIGHT_AXES` says, they are gathered matrix by matrix.
+      query_scale: multiplies the queries here; with 1, `attend` has to do it.
     """
     c = config
     B, T, _ = x_BTE.shape
     activations = x_BTE.dtype
 
-    def linear(name: str, x: jax.Array) -> jax.Array:
+    def linear(name: str, x: jax.Array, heads: tuple[int, int] = (1, 1)) -> jax.Array:
         inputs, outputs = WEIGHT_AXES[name]
-        y = layers.matmul(x, p[name], dtype, activations, meshes.weight_shardings(mesh, (inputs, outputs)))
+        y = layers.matmul(x, p[name], dtype, activations, meshes.weight_shardings(mesh, (inputs, outputs)), heads)
+        # as heads from here on, where there are some
+        y = y if heads[1] == 1 else y.reshape(B, T, heads[1], -1)
         bias = p.get(f"{name}_bias")
-        y = y if bias is None else y + layers.last_axis(bias, y.ndim)
+        y = y if bias is None else y + bias.reshape(1, 1, *y.shape[2:])
         if lora is not None and name in lora.targets:
             if DROPOUT_KEY in p:
                 x = layers.dropout(x, lora.dropout, jax.random.fold_in(p[DROPOUT_KEY], lora.targets.index(name)))
             a, b = (meshes.weight_shardings(mesh, axes) for axes in ((inputs, None), (None, outputs)))
-            low = layers.matmul(x, p[name + LORA_A], dtype, activations, a)
-            y = y + lora.scale * layers.matmul(low, p[name + LORA_B], dtype, jnp.float32, b)
+            low = layers.matmul(x, p[name + LORA_A], dtype, activations, a, (heads[0], 1))
+            change = layers.matmul(low, p[name + LORA_B], dtype, jnp.float32, b, (1, heads[1]))
+            y = y + lora.scale * change.reshape(y.shape)
         return y.astype(activations)
 
     def norm(name: str, x: jax.Array) -> jax.Array:
         return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset, out_dtype=activations)
 
+    def turn(name: str, x: jax.Array, scale: float = 1.0) -> jax.Array:
+        found = p[name] if c.family.qk_norm else None
+        return rotary.turn(x, rope, found, eps=c.rms_norm_eps, offset=c.family.norm_offset, scale=scale)
+
     h = norm("attention_norm", x_BTE)
-    q = linear("q", h).reshape(B, T, c.num_heads, c.head_dim)
-    k = linear("k", h).reshape(B, T, c.num_kv_heads, c.head_dim)
-    v = linear("v", h).reshape(B, T, c.num_kv_heads, c.head_dim)
-
-    def placed(name: str, x: jax.Array, factor: float) -> jax.Array:
-        """Queries or keys: normed and rotated where the family does it, and times `factor`; rounded once."""
-        if c.family.qk_norm and rope is not None and activations != jnp.float32:
-            scale = p[name].astype(jnp.float32) + float(c.family.norm_offset)
-            return layers.norm_and_rope(x, scale, rope, c.rms_norm_eps, factor)
-        x = norm(name, x) if c.family.qk_norm else x
-        x = x if rope is None else layers.apply_rope(x, rope)
-        return (x.astype(jnp.float32) * factor).astype(activations)
-
-    q, k = placed("q_norm", q, c.query_scale), placed("k_norm", k, 1.0)
-    h = linear("o", attend(q, k, v))
+    q, k, v = linear("q", h, (1, c.num_heads)), linear("k", h, (1, c.num_kv_heads)), linear("v", h, (1, c.num_kv_heads))
+    q, k = turn("q_norm", q, query_scale), turn("k_norm", k)
+    h = linear("o", attend(q, k, v), (c.num_heads, 1))
     x_BTE = x_BTE + (norm("post_attention_norm", h) if c.family.sandwich_norms else h)
 
     h = norm("mlp_norm", x_BTE)
@@ -276,6 +273,8 @@ class Decoder(nnx.Module):
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         rope = self._rope_tables(positions_BT)
+        if platform_of(self.mesh) == "tpu" and self.activations == jnp.bfloat16:
+            rope = {kind: rotary.tables_on_tpu(tables) for kind, tables in rope.items()}
         activations = ("batch", "sequence", None)
 
         def layer(x: jax.Array, beside: Any, p: Mapping[str, jax.Array], kind: LayerKind) -> jax.Array:
@@ -296,7 +295,8 @@ class Decoder(nnx.Module):
                 )
 
             x = checkpoint_name(x, LAYER_INPUT)
-            x = run_layer(p, self.config, x, tables, attend, self.dtype, self.lora, self.mesh)
+            more = {"mesh": self.mesh, "query_scale": self.config.query_scale}
+            x = run_layer(p, self.config, x, tables, attend, self.dtype, self.lora, **more)
             return meshes.constrain(x, activations, self.mesh)
 
         parts = self.layer_parts
@@ -397,7 +397,7 @@ class Decoder(nnx.Module):
         def attend(q, k, v, kind):
             filled.append(KV.of(k, v, self.dtype))
             more = {"dtype": self.dtype, "mesh": self.mesh, "out_dtype": self.activations}
-            return attention(q, k, v, None, scale=1.0, window=kind.window, **more)
+            return attention(q, k, v, None, scale=self.config.query_scale, window=kind.window, **more)
 
         # what pads a row lies behind its prompt, where the prompt cannot see it
         x = self._run(
@@ -435,7 +435,7 @@ class Decoder(nnx.Module):
                 filled[i],
                 length_B,
                 at,
-                scale=1.0,
+                scale=self.config.query_scale,
                 window=kind.window,
                 dtype=self.dtype,
                 platform=platform_of(self.mesh),

@@ -23,13 +23,14 @@ from jaxdistill.precision import precision_of
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def matmul(
     x: jax.Array,
     w: Any,
     dtype: DTypeLike,
     out_dtype: DTypeLike = jnp.float32,
     shardings: WeightShardings | None = None,
+    heads: tuple[int, int] = (1, 1),
 ) -> jax.Array:
     """x [..., E] @ w [E, F] -> [..., F]: inputs rounded to `dtype`, products summed in fp32, backwards too.
 
@@ -41,35 +42,75 @@ def matmul(
       shardings: of a matrix that several devices share; each gathers it, forward and backward, and their gradients by
         it are summed to where it is stored. Left to itself XLA may cut the product in pieces that follow the matrix
         around the devices, whose partial sums it adds in memory.
+      heads: how many heads the inputs and the outputs consist of, see `_in_heads`.
     """
-    return _dot(x, _whole(w, dtype, shardings), ((x.ndim - 1,), (0,)), dtype, out_dtype)
+    return _product(x, _whole(w, dtype, shardings), 0, heads, dtype, out_dtype)
 
 
-def _matmul_forward(x, w, dtype, out_dtype, shardings):
+def _matmul_forward(x, w, dtype, out_dtype, shardings, heads):
     # not by calling `matmul`: a remat policy would see that call, and not the product inside, and keep nothing
-    return _dot(x, _whole(w, dtype, shardings), ((x.ndim - 1,), (0,)), dtype, out_dtype), (x, w)
+    return _product(x, _whole(w, dtype, shardings), 0, heads, dtype, out_dtype), (x, w)
 
 
-def _matmul_backward(dtype, out_dtype, shardings, saved, g):
+def _matmul_backward(dtype, out_dtype, shardings, heads, saved, g):
     x, w = saved
-    dx = _dot(g, _whole(w, dtype, shardings), ((g.ndim - 1,), (1,)), dtype, x.dtype)
-    return dx, _by_matrix(x, g, w, dtype, shardings)
+    dx = _product(g, _whole(w, dtype, shardings), 1, heads, dtype, x.dtype)
+    return dx, _by_matrix(x, g, w, dtype, shardings, heads)
 
 
-def _by_matrix(x, g, w, dtype, shardings):
+def _by_matrix(x, g, w, dtype, shardings=None, heads=(1, 1)):
     """The gradient by w of what x @ w became: fp32 sums over all tokens, in w's dtype. None if w is quantized."""
     if not isinstance(w, (jax.Array, np.ndarray)):
         return None
-    rows = tuple(range(g.ndim - 1))
     dw = jax.lax.platform_dependent(
         x, g,
         cpu=lambda x, g: _over_tokens_on_cpu(x, g, dtype),
-        default=lambda x, g: _dot(x, g, (rows, rows), dtype),
+        tpu=lambda x, g: _over_tokens(x, g, heads, dtype),
+        default=lambda x, g: _over_tokens(x, g, (1, 1), dtype),
     )  # fmt: skip
     return (dw if shardings is None else shardings.scatter(dw)).astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _product(x, w, side, heads, dtype, out_dtype):
+    """x [..., I] @ w [I, O] if `side` is 0, x [..., O] @ w.T if it is 1."""
+
+    def plain(x, w):
+        return _dot(x, w, ((x.ndim - 1,), (side,)), dtype, out_dtype)
+
+    if heads == (1, 1):
+        return plain(x, w)
+    return jax.lax.platform_dependent(
+        x, w, tpu=lambda x, w: _product_in_heads(x, w, side, heads, dtype, out_dtype), default=plain
+    )
+
+
+def _product_in_heads(x, w, side, heads, dtype, out_dtype):
+    lead = x.shape[:-1]
+    w = _in_heads(_in_heads(w, 1, heads[1]), 0, heads[0])
+    inputs = 1 + (heads[0] > 1)
+    over = range(inputs) if side == 0 else range(inputs, w.ndim)
+    x = _in_heads(x, -1, heads[side])
+    return _dot(x, w, (tuple(range(len(lead), x.ndim)), tuple(over)), dtype, out_dtype).reshape(*lead, -1)
+
+
+def _over_tokens(x, g, heads, dtype):
+    """The sum over all tokens of x [..., I] and g [..., O], fp32 [I, O]."""
+    rows = tuple(range(g.ndim - 1))
+    product = _dot(_in_heads(x, -1, heads[0]), _in_heads(g, -1, heads[1]), (rows, rows), dtype)
+    return product.reshape(x.shape[-1], g.shape[-1])
+
+
+def _in_heads(x, axis, heads):
+    """[..., H * D, ...] -> [..., H, D, ...].
+
+    TPUs' attention keeps a head's tokens together. Were activations [..., T, H * D] in between, they would be copied,
+    forward and backward; of a product over heads it is the weights that are rearranged.
+    """
+    axis %= x.ndim
+    return x if heads == 1 else x.reshape(*x.shape[:axis], heads, -1, *x.shape[axis + 1 :])
 
 
 def _whole(w, dtype, shardings):
@@ -161,7 +202,7 @@ def gated_matmul(
 
 def _gated_matmul_forward(activation, gate, up, w, dtype, out_dtype, shardings):
     h = ACTIVATIONS[activation](_fp32(gate)) * _fp32(up)
-    return _matmul_forward(h.astype(gate.dtype), w, dtype, out_dtype, shardings)[0], (gate, up, w)
+    return _matmul_forward(h.astype(gate.dtype), w, dtype, out_dtype, shardings, (1, 1))[0], (gate, up, w)
 
 
 def _gated_matmul_backward(activation, dtype, out_dtype, shardings, saved, g):
@@ -182,13 +223,19 @@ def rms_norm(
     Args:
       offset: `scale` is stored as its distance from 1; a bf16 one must not be rounded again by adding 1 to it.
     """
-    scale = _fp32(scale) + 1.0 if offset else _fp32(scale)
+    scale = offset_scale(scale, offset)
     if x.dtype == jnp.float32:
-        return (x * _inverse_rms(x, eps) * last_axis(scale, x.ndim)).astype(out_dtype)
+        return (x * inverse_rms(x, eps) * last_axis(scale, x.ndim)).astype(out_dtype)
     return _norm(x, scale, eps, jnp.dtype(out_dtype))
 
 
-def _inverse_rms(x, eps):
+def offset_scale(scale: jax.Array, offset: bool) -> jax.Array:
+    """A norm's scale in fp32, see `rms_norm`."""
+    return _fp32(scale) + 1.0 if offset else _fp32(scale)
+
+
+def inverse_rms(x: jax.Array, eps: float) -> jax.Array:
+    """1 / root mean square of fp32 [..., D], [..., 1]."""
     return jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
@@ -199,7 +246,7 @@ def _norm(x, scale, eps, out_dtype):
 
 
 def _norm_forward(x, scale, eps, out_dtype):
-    inverse = _inverse_rms(_fp32(x), eps)
+    inverse = inverse_rms(_fp32(x), eps)
     return (_fp32(x) * inverse * last_axis(scale, x.ndim)).astype(out_dtype), (x, scale, inverse)
 
 
@@ -255,50 +302,3 @@ def apply_rope(x_BTHD: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Ar
     cos, sin = tables
     a, b = jnp.split(_fp32(x_BTHD), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def norm_and_rope(
-    x_BTHD: jax.Array, scale: jax.Array, tables: tuple[jax.Array, jax.Array], eps: float, factor: float = 1.0
-) -> jax.Array:
-    """apply_rope(rms_norm(x, scale, eps), tables) * factor, for x in less than fp32; rounded once, to x's dtype.
-
-    No fp32 array of its size lies in between, forwards or backwards.
-
-    Args:
-      scale: fp32 [D], as it multiplies.
-    """
-    return _norm_and_rope_forward(x_BTHD, scale, tables, eps, factor)[0]
-
-
-def _norm_and_rope_forward(x_BTHD, scale, tables, eps, factor):
-    # the rotation does not change a length, so the norm may come last: two passes, a reduction and this
-    inverse = _inverse_rms(_fp32(x_BTHD), eps)
-    rotated = apply_rope(_fp32(x_BTHD) * last_axis(scale, x_BTHD.ndim), tables) * (inverse * factor)
-    return rotated.astype(x_BTHD.dtype), (x_BTHD, scale, tables, inverse)
-
-
-def _norm_and_rope_backward(eps, factor, saved, g):
-    x, scale, (cos, sin), inverse = saved
-
-    def halves(g):
-        """By half of a head: the gradient by what was rotated, x, and the scale."""
-        g_a, g_b = jnp.split(_fp32(g) * factor, 2, axis=-1)
-        by_y = g_a * cos + g_b * sin, g_b * cos - g_a * sin
-        return zip(by_y, jnp.split(_fp32(x), 2, axis=-1), jnp.split(last_axis(scale, x.ndim), 2, axis=-1), strict=True)
-
-    # three passes, each from g and x: behind barriers XLA does not see that they share work, which it would write in
-    # fp32 and read again
-    along = sum(jnp.sum(by_y * part * half, axis=-1, keepdims=True) for by_y, part, half in halves(g))
-    along = along * jnp.square(inverse) / x.shape[-1]
-    leading = tuple(range(x.ndim - 1))
-    by_scale = [jnp.sum(by_y * part * inverse, axis=leading) for by_y, part, _ in halves(_apart(g))]
-    dx = [(inverse * (by_y * half - along * part)).astype(x.dtype) for by_y, part, half in halves(_apart(g))]
-    return jnp.concatenate(dx, axis=-1), jnp.concatenate(by_scale), None
-
-
-def _apart(x: jax.Array) -> jax.Array:
-    return jax.lax.optimization_barrier(x)
-
-
-norm_and_rope.defvjp(_norm_and_rope_forward, _norm_and_rope_backward)

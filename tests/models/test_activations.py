@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jaxdistill.losses import chunked_cross_entropy
-from jaxdistill.models import Lora, abstract_model, layers, load_hf, params_of, with_lora, with_params
+from jaxdistill.models import Lora, abstract_model, layers, load_hf, params_of, rotary, with_lora, with_params
 from jaxdistill.parallel.mesh import make_mesh
 from tests.models import tiny
 from tests.models.test_parity import CASES, tokens_of
@@ -139,7 +139,7 @@ def test_norm_and_rotation_in_one_have_the_gradients_of_the_two(factor, stretch)
     tables = layers.rope_tables(jnp.broadcast_to(jnp.arange(7)[None], (2, 7)), frequencies, stretch)
 
     def joined(x, scale):
-        return layers.norm_and_rope(x, scale, tables, 1e-6, factor)
+        return rotary.turn_in_halves(x, scale, tables, 1e-6, factor)
 
     def apart(x, scale):
         return layers.apply_rope(layers.rms_norm(x, scale, 1e-6), tables) * factor

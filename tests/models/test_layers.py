@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill.models import layers
 from jaxdistill.models.layers import ACTIVATIONS, apply_rope, gated, matmul, rope_tables
+from jaxdistill.models.quantize import dense, quantize
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -22,6 +24,29 @@ def test_matmul_and_its_gradients_are_those_of_rounded_inputs(monkeypatch, devic
     # several devices on a CPU keep this one's inputs in fp32
     rounding = 2**-7 if dtype == "bfloat16" and devices > 1 else 1e-5
     np.testing.assert_allclose(dw, np.einsum("bte,btf->ef", x, g), rtol=1e-5, atol=rounding * np.sqrt(21))
+
+
+@pytest.mark.parametrize("heads", [(1, 4), (3, 1), (3, 4)])
+def test_products_over_heads_are_those_of_whole_rows(heads):
+    rng = np.random.default_rng(0)
+    x, w, g = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 6), (6, 8), (2, 5, 8)))
+    by_heads = {"heads": heads, "dtype": jnp.float32}
+    out = layers._product_in_heads(x, w, 0, out_dtype=jnp.float32, **by_heads)
+    np.testing.assert_allclose(out, x @ w, rtol=1e-5, atol=1e-5)
+    dx = layers._product_in_heads(g, w, 1, out_dtype=jnp.float32, **by_heads)
+    np.testing.assert_allclose(dx, g @ w.T, rtol=1e-5, atol=1e-5)
+    dw = layers._over_tokens(jnp.asarray(x), jnp.asarray(g), **by_heads)
+    np.testing.assert_allclose(dw, np.einsum("bte,btf->ef", x, g), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("qtype", ["int8", "nf4"])
+def test_a_quantized_matrix_is_a_constant_that_is_used_as_it_is(qtype):
+    rng = np.random.default_rng(0)
+    x, w = jnp.asarray(rng.normal(size=(3, 128)), jnp.float32), jnp.asarray(rng.normal(size=(1, 128, 4)), jnp.float32)
+    matrix = jax.tree.map(lambda part: part[0], quantize(w, qtype))
+    out, backward = jax.vjp(lambda x: matmul(x, matrix, jnp.float32), x)
+    np.testing.assert_allclose(out, x @ dense(matrix), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(backward(out)[0], out @ dense(matrix).T, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -43,13 +68,13 @@ def test_one_cpu_computes_the_sines_once_for_all_layers(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     frequencies = np.ones(4, np.float32)
 
-    def layers(x, positions):
+    def turn_four_times(x, positions):
         tables = rope_tables(positions, frequencies, 1.0)
         for _ in range(4):
             x = apply_rope(jnp.tanh(x), tables)
         return x
 
-    text = jax.jit(layers).lower(jnp.ones((2, 8, 3, 8)), jnp.ones((2, 8), jnp.int32)).compile().as_text()
+    text = jax.jit(turn_four_times).lower(jnp.ones((2, 8, 3, 8)), jnp.ones((2, 8), jnp.int32)).compile().as_text()
     assert text.count(" cosine(") == text.count(" sine(") == 1
 
 

@@ -92,7 +92,7 @@ def kernel_call(
     """
     # again at each call, for tests put the filters back
     warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning)
-    specs = {"in_specs": in_specs, "out_specs": out_specs} if in_specs is not None else {}
+    specs: dict[str, Any] = {"in_specs": in_specs, "out_specs": out_specs} if in_specs is not None else {}
     return pl.pallas_call(
         kernel, out, grid=grid, interpret=interpret, name=name, input_output_aliases=dict(aliases or {}), **specs,
         compiler_params=None if interpret else _backend().CompilerParams(num_warps=warps, num_stages=stages),
