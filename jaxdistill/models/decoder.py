@@ -167,7 +167,10 @@ def run_layer(
         return rotary.turn(x, rope, found, eps=c.rms_norm_eps, offset=c.family.norm_offset, scale=scale)
 
     h = norm("attention_norm", x_BTE)
-    q, k, v = linear("q", h, (1, c.num_heads)), linear("k", h, (1, c.num_kv_heads)), linear("v", h, (1, c.num_kv_heads))
+    q, k, v = (
+        linear(name, h, (1, heads)).reshape(B, T, heads, c.head_dim)
+        for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads))
+    )
     q, k = turn("q_norm", q, query_scale), turn("k_norm", k)
     h = linear("o", attend(q, k, v), (c.num_heads, 1))
     x_BTE = x_BTE + (norm("post_attention_norm", h) if c.family.sandwich_norms else h)
