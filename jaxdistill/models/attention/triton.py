@@ -17,7 +17,7 @@ queries by C keys.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -193,11 +193,17 @@ def _width(head_dim: int) -> int:
     return max(16, pl.next_power_of_2(head_dim))
 
 
+def _body(kernel: Callable[..., None], setting: Setting, tile: Tile, D: int, **more: int) -> Callable[..., None]:
+    return functools.partial(
+        kernel, tile=tile, window=setting.window, width=D, interpret=setting.interpret, **more
+    )  # fmt: skip
+
+
 def _call_forward(setting, q, k, v, row_ids, column_ids, bounds):
     tile, (B, T, H, D) = setting.sizes.forward, q.shape
     at = _specs_by_queries(q, k, tile.Q)
     return kernel_call(
-        functools.partial(attention_forward, tile=tile, window=setting.window, width=D, blocks=T // tile.Q),
+        _body(attention_forward, setting, tile, D, blocks=T // tile.Q),
         (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, H, T), jnp.float32)),
         grid=(T // tile.Q, H, B),
         in_specs=(at.queries, at.keys, at.keys, at.row_ids, at.column_ids, at.bounds),
@@ -210,7 +216,7 @@ def _call_queries(setting, q, k, v, g, lse, mean, row_ids, column_ids, bounds):
     tile, (B, T, H, D) = setting.sizes.queries, q.shape
     at = _specs_by_queries(q, k, tile.Q)
     return kernel_call(
-        functools.partial(attention_queries, tile=tile, window=setting.window, width=D, blocks=T // tile.Q),
+        _body(attention_queries, setting, tile, D, blocks=T // tile.Q),
         (jax.ShapeDtypeStruct(q.shape, q.dtype),),
         grid=(T // tile.Q, H, B),
         in_specs=(at.queries, at.keys, at.keys, at.queries, at.sums, at.sums, at.row_ids, at.column_ids, at.bounds),
@@ -223,7 +229,7 @@ def _call_keys(setting, q, k, v, g, lse, mean, row_ids, column_ids, bounds):
     tile, (B, S, K, D) = setting.sizes.keys, k.shape
     at = _specs_by_keys(q, k, tile.C)
     return kernel_call(
-        functools.partial(attention_keys, tile=tile, window=setting.window, width=D, heads=q.shape[2] // K),
+        _body(attention_keys, setting, tile, D, heads=q.shape[2] // K),
         (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
         grid=(S // tile.C, K, B),
         in_specs=(at.queries, at.keys, at.keys, at.queries, at.sums, at.sums, at.row_ids, at.column_ids, at.bounds),
