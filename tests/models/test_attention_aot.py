@@ -22,19 +22,8 @@ def test_triton_compiles_and_runs_forward_once(chip, heads, options):
     python = environments.find("gpu")
     if python is None:
         pytest.skip("no compiler for NVIDIA GPUs: jaxdistill plan CONFIG --make-environment gpu")
-    command = [
-        python,
-        TOOL,
-        "--topology",
-        f"{chip}:1",
-        "--kernels",
-        "auto",
-        "--tokens",
-        "1024",
-        "--heads",
-        heads,
-        *window,
-    ]
+    shape = ["--tokens", "1024", "--heads", heads, *options]
+    command = [python, TOOL, "--topology", f"{chip}:1", "--kernels", "auto", *shape]
     ran = subprocess.run(command, env=environments.variables(), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "kernels {'attention_forward': 1, 'attention_keys': 1, 'attention_queries': 1}" in ran.stdout
