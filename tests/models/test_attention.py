@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill.models import attention as package
 from jaxdistill.models.attention import attention as attend
 from jaxdistill.models.attention import blocks, choose, cudnn, pallas, platform_of, triton, warn
 from jaxdistill.models.attention.blocks import attend_blocks, make_plan
@@ -450,6 +451,16 @@ def test_what_a_gpu_lacks_is_said_once(head_dim, capability, options, kernel, me
     with pytest.warns(UserWarning, match=message):
         assert choose("gpu", 64, head_dim, "bfloat16", device=Device(capability), **options) == kernel
     assert choose("gpu", 64, head_dim, "bfloat16", device=Device(capability), **options) == kernel
+
+
+def test_triton_falls_back_with_one_warning(monkeypatch):
+    warn.warn_once.cache_clear()
+    monkeypatch.setattr(package, "platform_of", lambda mesh: "gpu")
+    (q, k, v, ids, _), _, _ = case("packed")
+    with pytest.warns(UserWarning, match="Triton is not used: it takes bf16 and fp16, not float32"):
+        got = attend(q, k, v, ids, scale=0.2, dtype=jnp.float32, kernel="triton")
+    want = attend(q, k, v, ids, scale=0.2, dtype=jnp.float32, kernel="blocks")
+    np.testing.assert_array_equal(got, want)
 
 
 def test_a_jax_without_triton_says_so(monkeypatch):

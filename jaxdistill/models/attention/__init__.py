@@ -98,6 +98,9 @@ def attention(
         raise ValueError(
             "attention kernel cudnn adds up gradients in any order, and deterministic is set; choose auto or triton."
         )
+    elif kernel == "triton" and platform == "gpu" and (why := pallas.why_not(dtype, q_BTHD.shape[3], device)):
+        warn_once(f"Attention in Triton is not used: {why}. The slower kernel 'blocks' takes its place.")
+        kernel = "blocks"
     if kernel not in KERNELS:
         raise ValueError(f"attention kernel {kernel!r} is unknown; choose auto or one of {', '.join(KERNELS)}.")
     options: Mapping[str, Any] = {

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
+LOG2E = math.log2(math.e)
 HEAD_DIM = 256
 """The widest head that the kernels were made for."""
 CAPABILITY = 8.0
@@ -56,7 +59,9 @@ def _missing() -> str | None:
     try:
         backend = _backend()
         importlib.import_module("jax._src.pallas.triton.pallas_call_registration")
-        missing = [name for name in ("CompilerParams", "load", "store") if not hasattr(backend, name)]
+        missing = [
+            name for name in ("CompilerParams", "elementwise_inline_asm", "load", "store") if not hasattr(backend, name)
+        ]
     except ImportError as error:
         return f"this JAX ({jax.__version__}) has no Triton backend for Pallas: {error}"
     return f"this JAX's ({jax.__version__}) Triton backend lacks {', '.join(missing)}" if missing else None
@@ -120,3 +125,24 @@ def dot(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
     return jax.lax.dot_general(
         a, b, (((1,), (axis,)), ((), ())), precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32
     )
+
+
+def exp(x: jax.Array, shift: jax.Array, interpret: bool) -> jax.Array:
+    """2 ** (x * LOG2E - shift), of arrays that broadcast: e ** x over 2 ** shift. GPUs know powers of 2 alone.
+
+    Written out, it is two instructions; XLA has Triton compile it to six, for it keeps products and sums apart, and
+    denormal results, which are 0 here.
+    """
+    if interpret:
+        return jnp.exp2(x * LOG2E - shift)
+    assembly = f"fma.rn.f32 $0, $1, {_as_ptx(LOG2E)}, $2; ex2.approx.ftz.f32 $0, $0;"
+    [result] = _backend().elementwise_inline_asm(
+        assembly, args=[x, jnp.broadcast_to(-shift, x.shape)], constraints="=f,f,f", pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
+    )  # fmt: skip
+    return result
+
+
+def _as_ptx(number: float) -> str:
+    """The nearest fp32, as PTX writes it."""
+    return f"0f{np.float32(number).view(np.uint32):08X}"

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 ATTENDED = "attended"
 """What the kernel gave, in its own dtype and layout."""
 STATISTICS = "attention_statistics"
-"""The logarithm of the softmax's sums, fp32, one number a query and head."""
+"""The logarithm of the softmax's sums, fp32, one number a query and head; and which blocks see each other."""
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 """JAX's primitive that calls cuDNN, in 0.10 to 0.12. Were it renamed, cuDNN's forward pass would run twice."""
 

@@ -17,7 +17,7 @@ queries by C keys.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -45,16 +45,16 @@ ROOMY: Mapping[int, Sizes] = {
     128: Sizes(Tile(128, 64, 8, 3), Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
     256: Sizes(Tile(128, 64, 8, 2), Tile(32, 64, 8, 2), Tile(128, 32, 8, 2)),
 }
-"""By the widest head, for GPUs with 227 KiB of shared memory a block (H100, B200). Of the tiles that the compiler takes
-without spilling registers, the largest, for each key is then read least often; of 128 and 64 columns, PyTorch's flex
-attention has found the same fastest on an H100. Bytes of shared memory there: 66,048, 83,456 and 82,432 for 64 columns;
-131,584, 165,376 and 164,352 for 128; 196,864, 131,456 and 196,736 for 256. Unmeasured here."""
+"""By the widest head, for GPUs with 227 KiB of shared memory a block (H100, B200). Of the tiles that ptxas takes without
+spilling registers, large ones, so that keys and values are read less often; for 128 columns they are the defaults of
+PyTorch's flex attention on an H100. Bytes of shared memory there: 66,048, 83,456 and 82,432 for 64 columns; 131,584,
+165,376 and 164,352 for 128; 196,864, 131,456 and 196,736 for 256. Which are fastest is unmeasured."""
 TIGHT: Mapping[int, Sizes] = {
     64: Sizes(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     128: Sizes(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     256: Sizes(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(64, 32, 8, 1)),
 }
-"""For GPUs with 99 KiB (RTX 30 to 50, L4, L40), which is within A100's 163 too. Spills are below 48 bytes."""
+"""For GPUs with 99 KiB (RTX 30 to 50, L4, L40), which is within A100's 163 too. Two kernels spill up to 40 bytes."""
 
 
 def sizes_of(head_dim: int, roomy: bool) -> Sizes:
@@ -193,11 +193,17 @@ def _width(head_dim: int) -> int:
     return max(16, pl.next_power_of_2(head_dim))
 
 
+def _body(kernel: Callable[..., None], setting: Setting, tile: Tile, D: int, **more: int) -> Callable[..., None]:
+    return functools.partial(
+        kernel, tile=tile, window=setting.window, width=D, interpret=setting.interpret, **more
+    )  # fmt: skip
+
+
 def _call_forward(setting, q, k, v, row_ids, column_ids, bounds):
     tile, (B, T, H, D) = setting.sizes.forward, q.shape
     at = _specs_by_queries(q, k, tile.Q)
     return kernel_call(
-        functools.partial(attention_forward, tile=tile, window=setting.window, width=D, blocks=T // tile.Q),
+        _body(attention_forward, setting, tile, D, blocks=T // tile.Q),
         (jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, H, T), jnp.float32)),
         grid=(T // tile.Q, H, B),
         in_specs=(at.queries, at.keys, at.keys, at.row_ids, at.column_ids, at.bounds),
@@ -210,7 +216,7 @@ def _call_queries(setting, q, k, v, g, lse, mean, row_ids, column_ids, bounds):
     tile, (B, T, H, D) = setting.sizes.queries, q.shape
     at = _specs_by_queries(q, k, tile.Q)
     return kernel_call(
-        functools.partial(attention_queries, tile=tile, window=setting.window, width=D, blocks=T // tile.Q),
+        _body(attention_queries, setting, tile, D, blocks=T // tile.Q),
         (jax.ShapeDtypeStruct(q.shape, q.dtype),),
         grid=(T // tile.Q, H, B),
         in_specs=(at.queries, at.keys, at.keys, at.queries, at.sums, at.sums, at.row_ids, at.column_ids, at.bounds),
@@ -223,7 +229,7 @@ def _call_keys(setting, q, k, v, g, lse, mean, row_ids, column_ids, bounds):
     tile, (B, S, K, D) = setting.sizes.keys, k.shape
     at = _specs_by_keys(q, k, tile.C)
     return kernel_call(
-        functools.partial(attention_keys, tile=tile, window=setting.window, width=D, heads=q.shape[2] // K),
+        _body(attention_keys, setting, tile, D, heads=q.shape[2] // K),
         (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
         grid=(S // tile.C, K, B),
         in_specs=(at.queries, at.keys, at.keys, at.queries, at.sums, at.sums, at.row_ids, at.column_ids, at.bounds),

@@ -1,23 +1,20 @@
 """The bodies of `triton`'s kernels: what one program does with its block of queries or keys.
 
-`bounds_ref` is a line of `tiles.Tiles`. Scores are taken to the base 2, for GPUs have no other exponential. `width` is
-the head's true size: what an array holds beyond it is not read.
+`bounds_ref` is a line of `tiles.Tiles`. `width` is the head's true size: what an array holds beyond it is not read.
 
 Dimension key: a tile is Q queries by C keys; D head_dim, widened to a power of 2.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jaxdistill.models.attention.pallas import dot, load, store
+from jaxdistill.models.attention.pallas import LOG2E, dot, exp, load, store
 
-LOG2E = math.log2(math.e)
 MASKED = -1e30
 NO_SCORE = -1e29
 """Below every real score and above a masked one: the weight of what is masked is 0 before any score was seen, too."""
@@ -33,7 +30,20 @@ class Tile(NamedTuple):
 
 
 def attention_forward(
-    q_ref, k_ref, v_ref, row_ids_ref, column_ids_ref, bounds_ref, out_ref, lse_ref, *, tile, window, width, blocks
+    q_ref,
+    k_ref,
+    v_ref,
+    row_ids_ref,
+    column_ids_ref,
+    bounds_ref,
+    out_ref,
+    lse_ref,
+    *,
+    tile,
+    window,
+    width,
+    blocks,
+    interpret,
 ):
     """One block of queries of one head: its output, and the log of its softmax's sums."""
     Q, C = tile.Q, tile.C
@@ -49,7 +59,7 @@ def attention_forward(
             seen = _visible(rows[:, None], columns[None], row_ids[:, None], column_ids_ref[part][None], window)
             scores = jnp.where(seen, scores, MASKED)
         new = jnp.maximum(top, scores.max(axis=1))
-        p = jnp.exp2(scores * LOG2E - (new * LOG2E)[:, None])
+        p = exp(scores, (new * LOG2E)[:, None], interpret)
         shrink = jnp.exp2((top - new) * LOG2E)
         v = load(v_ref.at[part], width, _within(part, bounds_ref, masked))
         return new, total * shrink + p.sum(axis=1), out * shrink[:, None] + dot(p.astype(v.dtype), v, 0)
@@ -64,7 +74,7 @@ def attention_forward(
 
 def attention_queries(
     q_ref, k_ref, v_ref, g_ref, lse_ref, mean_ref, row_ids_ref, column_ids_ref, bounds_ref, dq_ref,
-    *, tile, window, width, blocks,
+    *, tile, window, width, blocks, interpret,
 ):  # fmt: skip
     """One block of queries of one head: the queries' gradient."""
     Q, C = tile.Q, tile.C
@@ -75,7 +85,7 @@ def attention_queries(
     def add(_, j, dq, masked):
         part = pl.ds(j * C, C)
         k = load(k_ref.at[part], width, _within(part, bounds_ref, masked))
-        p = jnp.exp2(dot(q, k, 1) * LOG2E - lse)
+        p = exp(dot(q, k, 1), lse, interpret)
         ds = p * (dot(g, load(v_ref.at[part], width), 1) - mean)
         if masked:
             columns = j * C + jnp.arange(C, dtype=jnp.int32)
@@ -88,7 +98,7 @@ def attention_queries(
 
 def attention_keys(
     q_ref, k_ref, v_ref, g_ref, lse_ref, mean_ref, row_ids_ref, column_ids_ref, bounds_ref, dk_ref, dv_ref,
-    *, tile, window, width, heads,
+    *, tile, window, width, heads, interpret,
 ):  # fmt: skip
     """One block of keys of one key head: the keys' and values' gradients, summed over its query heads.
 
@@ -108,7 +118,7 @@ def attention_keys(
             rows = start + i * Q + jnp.arange(Q, dtype=jnp.int32)
             seen = _visible(rows[None], columns[:, None], row_ids_ref[part][None], column_ids[:, None], window)
             scores = jnp.where(seen, scores, MASKED)
-        p = jnp.exp2(scores * LOG2E - (lse_ref[head, part] * LOG2E)[None])
+        p = exp(scores, (lse_ref[head, part] * LOG2E)[None], interpret)
         dv = dv + dot(p.astype(g.dtype), g, 0)
         ds = p * (dot(v, g, 1) - mean_ref[head, part][None])
         return dk + dot(ds.astype(q.dtype), q, 0), dv
