@@ -1,6 +1,6 @@
-"""How much memory loading and exporting a checkpoint take: peak of the process against what has to be there.
+"""How much memory it takes to load, export and check a checkpoint: peak of the process against what has to be there.
 
-    python tools/memory.py                     a Qwen3-shaped model of 0.6B parameters (1.2 GB in bf16), about a minute
+    python tools/memory.py                     a Qwen3-shaped model of 0.6B parameters (1.2 GB in bf16), a few minutes
     python tools/memory.py --keep FOLDER       keeps the checkpoint there, and takes it again the next time
     python tools/memory.py --small             a tiny one, to see that the tool runs; what is idle outweighs it by far
 
@@ -8,7 +8,11 @@ Every row of the table is a fresh process on a CPU, where device memory is memor
 largest resident set that Linux has seen (VmHWM), reset just before the work begins; `idle`, a part of it, is what the
 same process holds before, with everything imported. ratio = peak / (largest file + device copy), where the device copy
 is the parameters in their dtype; an export has its model in memory from the start, so it counts in the same way.
-Exits with 1 if a ratio is not below the limit of 1.3.
+
+The check compares with transformers layer by layer; it is measured on a model of 0.7B parameters in 6 layers. Its rows
+say what the process holds beside what is idle and beside the device copy, and that over a layer and the logits in fp32.
+The last one, for comparison, loads both sides whole.
+Exits with 1 if a ratio is not below its limit: 1.3, and CHECK_LIMIT for the check.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1.3
@@ -38,6 +43,14 @@ QWEN3_0_6B = {
     "max_position_embeddings": 40960,
     "tie_word_embeddings": True,
 }
+# few layers, and large ones: what the check holds at once is to be seen beside what the compiler takes
+WIDE = QWEN3_0_6B | {
+    "vocab_size": 32000,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 24,
+}
 SMALL = QWEN3_0_6B | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
 # what is measured: the parameters' dtype, and the exported one (None: loading alone)
 CASES = {
@@ -46,6 +59,14 @@ CASES = {
     "export fp32 to fp32": ("float32", "float32"),
     "export fp32 to bf16": ("float32", "bfloat16"),
 }
+# what is checked: a model with parameters in this dtype; None: the files alone
+CHECKS = {
+    "check, from the files": None,
+    "check, bf16 parameters": "bfloat16",
+    "check, fp32 parameters": "float32",
+    "both sides whole": "whole",
+}
+CHECK_LIMIT = 3.0
 
 
 def main() -> int:
@@ -57,7 +78,9 @@ def main() -> int:
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     if arguments.child:
-        print(json.dumps(measure(Path(arguments.child[0]), *CASES[arguments.child[1]])))
+        folder, case = Path(arguments.child[0]), arguments.child[1]
+        found = measure_check(folder, CHECKS[case]) if case in CHECKS else measure(folder, *CASES[case])
+        print(json.dumps(found))
         return 0
     if sys.platform != "linux":
         print("memory.py reads /proc/self/status, which only Linux has.", file=sys.stderr)
@@ -66,7 +89,11 @@ def main() -> int:
         folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if not (folder / "config.json").is_file():
             make_checkpoint(folder, *((SMALL, 1 << 18) if arguments.small else (QWEN3_0_6B, 300 << 20)))
-        return report(folder, arguments.limit)
+        failed = report(folder, arguments.limit)
+        wide = folder if arguments.small else folder / "wide"
+        if not (wide / "config.json").is_file():
+            make_checkpoint(wide, WIDE, 300 << 20)
+        return max(failed, report_checks(wide, CHECK_LIMIT))
 
 
 def report(folder: Path, limit: float) -> int:
@@ -76,9 +103,7 @@ def report(folder: Path, limit: float) -> int:
     print(f"  {'':<22}{'device copy':>12}{'idle':>8}{'peak':>9}{'ratio':>8}   below {limit}{'seconds':>10}")
     failed = False
     for name in CASES:
-        command = [sys.executable, __file__, "--child", str(folder), name]
-        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=child_environment())
-        found = json.loads(ran.stdout.splitlines()[-1])
+        found = run_child(folder, name)
         ratio = found["peak"] / (max(files) + found["device"])
         failed |= not ratio < limit
         print(
@@ -87,6 +112,44 @@ def report(folder: Path, limit: float) -> int:
             flush=True,
         )
     return int(failed)
+
+
+def report_checks(folder: Path, limit: float) -> int:
+    """Likewise, what the export's check takes."""
+    import math
+
+    import numpy as np
+
+    from jaxdistill import hub
+    from jaxdistill.models import ModelConfig
+    from jaxdistill.models.parity import token_ids
+    from jaxdistill.models.tensor_files import open_tensors
+
+    config = ModelConfig.from_hf(hub.read_config(folder))
+    sizes = {name: 4 * math.prod(tensor.shape) for name, tensor in open_tensors(folder).items()}
+    layer = sum(size for name, size in sizes.items() if ".layers.0." in name)
+    logits = 4 * int(np.prod(token_ids(config).shape)) * config.vocab_size
+    whole = sum(sizes.values())
+    print(f"\nfp32: all {whole / 1e6:,.1f} MB, a layer {layer / 1e6:,.1f}, logits {logits / 1e6:,.1f}; MB:\n")
+    print(f"  {'':<24}{'device copy':>12}{'idle':>8}{'peak':>9}{'beside':>9}{'/ (layer + logits)':>20}{'seconds':>10}")
+    failed = False
+    for name in CHECKS:
+        found = run_child(folder, name)
+        beside = found["peak"] - found["idle"] - found["device"]
+        ratio = beside / (layer + logits)
+        failed |= name.startswith("check") and not ratio < limit
+        print(
+            f"  {name:<24}{found['device'] / 1e6:>12,.1f}{found['idle'] / 1e6:>8,.0f}{found['peak'] / 1e6:>9,.1f}"
+            f"{beside / 1e6:>9,.1f}{ratio:>20.2f}{found['seconds']:>10.1f}",
+            flush=True,
+        )
+    return int(failed)
+
+
+def run_child(folder: Path, case: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", str(folder), case]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=child_environment())
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
 def child_environment() -> dict[str, str]:
@@ -122,6 +185,41 @@ def measure(folder: Path, param_dtype: str, exported: str | None) -> dict[str, f
                 dtype=exported,
                 max_shard_bytes=max(file.stat().st_size for file in folder.glob("*.safetensors")),
             )
+    return {"device": device, "idle": idle, "peak": resident("VmHWM"), "seconds": time.monotonic() - started}
+
+
+def measure_check(folder: Path, params: str | None) -> dict[str, float]:
+    """Compares the checkpoint with transformers in this process: as `measure`; the model is there before."""
+    import time
+
+    import jax
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from jaxdistill.models import load_hf, params_of
+    from jaxdistill.models.parity import compare_files, compare_with_transformers, token_ids
+
+    jax.numpy.zeros(1).block_until_ready()
+    torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2))
+    idle, device = resident("VmRSS"), 0
+    model: Any = None
+    if params in ("float32", "bfloat16"):
+        model = load_hf(folder, param_dtype=params)
+        device = sum(np.dtype(leaf.dtype).itemsize * leaf.size for leaf in jax.tree.leaves(params_of(model)))
+    reset_peak()
+    started = time.monotonic()
+    if params == "whole":
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = load_hf(folder)
+        ids = token_ids(model.config)
+        ours = np.asarray(model(ids))
+        with torch.no_grad():
+            difference = np.abs(ours - theirs(torch.from_numpy(ids.astype(np.int64))).logits.numpy()).max()
+        assert difference <= 1e-4 * np.abs(ours).max(), difference
+    else:
+        found = compare_files(folder) if model is None else compare_with_transformers(model, folder)
+        assert found.agrees, found
     return {"device": device, "idle": idle, "peak": resident("VmHWM"), "seconds": time.monotonic() - started}
 
 
@@ -169,7 +267,8 @@ def make_checkpoint(folder: Path, config: dict, file_bytes: int) -> None:
                 values = random.standard_normal(shape, np.float32) * 0.02
                 out.write(values.astype(ml_dtypes.bfloat16).tobytes())
                 weight_map[name] = file
-    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    total = 2 * sum(int(np.prod(shape)) for shape in tensors.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(config))
 
 

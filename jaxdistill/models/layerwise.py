@@ -98,9 +98,12 @@ def forward(source: Source, ids_BT: np.ndarray) -> Outputs:
         x, kept = _layer(how, kind, x, stacked, at)
         hidden.append(to_host(kept))  # which waits, so that no layer is read before the one before it is let go
         del stacked
-    norm = source.norm()
-    blocks = [to_host(_logits(how, x, norm, block)) for block in source.projection()]
-    return Outputs(hidden, blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=-1))
+    norm, start = source.norm(), 0
+    logits = np.empty((*ids_BT.shape, how.config.vocab_size), np.float32)
+    for block in source.projection():
+        logits[..., start : start + block.shape[0]] = to_host(_logits(how, x, norm, block))
+        start += block.shape[0]
+    return Outputs(hidden, logits)
 
 
 def to_host(x: jax.Array) -> np.ndarray:

@@ -30,3 +30,20 @@ def test_a_small_model_is_measured(memory, tmp_path, monkeypatch, capsys):
         assert float(ratio) > 1  # what is idle outweighs a small model
         assert verdict == ("yes" if code == 0 else "NO")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_the_check_of_a_small_model_is_measured(memory, tmp_path, monkeypatch, capsys):
+    memory.make_checkpoint(tmp_path, memory.SMALL, 1 << 18)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params_of(load_hf(tmp_path))))
+    names = "check, bf16 parameters", "both sides whole"
+    monkeypatch.setattr(memory, "CHECKS", {name: memory.CHECKS[name] for name in names})
+    assert memory.report_checks(tmp_path, 1e9) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"all {4 * parameters / 1e6:,.1f} MB" in lines[1]
+    for name, copies in zip(names, (2, 0), strict=True):
+        row = next(line for line in lines if line.startswith(f"  {name}"))
+        device, idle, peak, beside, _, _ = row.removeprefix(f"  {name}").replace(",", "").split()
+        assert float(device) == round(copies * parameters / 1e6, 1)
+        assert 100 < float(idle) < float(peak) < 4000  # MB
+        assert float(beside) == pytest.approx(float(peak) - float(idle) - float(device), abs=2)
