@@ -37,11 +37,13 @@ A machine without a network takes them along:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,40 +82,36 @@ class Job:
     """Whether it says something with tiny shapes that the other jobs do not say."""
 
 
-def training(name: str, rows: int, remats: Sequence[str], base: str | None = None) -> list[Job]:
-    # the policy that needs the least memory first: a process's peak never falls
-    return [
-        Job(
-            "training", f"{name}, {rows} rows, {remat}", "training.ours", (name, rows, remat, base), f"{name} ours",
-            tiny=name != "Qwen3-1.7B" and remat == "full",
-        )
-        for remat in remats
-    ]  # fmt: skip
+def training(name: str, rows: int, remat: str, base: str | None = None, *, tiny: bool = True) -> Job:
+    # a process of its own: the peak of one would hide what the next one needs
+    return Job("training", f"{name}, {rows} rows, {remat}", "training.ours", (name, rows, remat, base), tiny=tiny)
 
 
-def hugging_face(name: str, rows: int) -> Job:
-    title = f"{name}, {rows} rows, HF"
-    return Job("training", title, "training.hugging_face", (name, rows), "torch", tiny=name != "Qwen3-1.7B")
+def hugging_face(name: str, rows: int, *, tiny: bool = True) -> Job:
+    return Job("training", f"{name}, {rows} rows, HF", "training.hugging_face", (name, rows), "torch", tiny=tiny)
 
 
+# what matters most comes first: the rest may find no time
 JOBS = [
     Job("facts", "facts", "serving.facts", process="jax", limit=60),
     Job("pipeline", "pipeline", "serving.pipeline", limit=180, folder=True),
-    *training("Qwen3-0.6B", 4, ["full", "attention"]),
+    training("Qwen3-0.6B", 4, "attention"),
     hugging_face("Qwen3-0.6B", 4),
+    hugging_face("Qwen3-1.7B", 4, tiny=False),
+    training("Qwen3-1.7B", 4, "attention", tiny=False),
     Job("decoding", "Qwen3-0.6B, 64 x 256", "serving.decode", ("Qwen3-0.6B",), "jax"),
     Job("attention", "attention", "kernels.attention", process="jax", limit=150),
-    *training("Qwen3-1.7B", 4, ["full", "attention"]),
-    hugging_face("Qwen3-1.7B", 4),
-    *training("Qwen3-8B", 1, ["full"], "bfloat16"),
-    Job("losses", "cross-entropy", "kernels.losses", ("ce",), "jax"),
-    Job("losses", "cross-entropy", "kernels.liger", ("ce",), "torch"),
-    Job("losses", "forward KL", "kernels.losses", ("forward_kl",), "jax"),
-    Job("losses", "forward KL", "kernels.liger", ("forward_kl",), "torch"),
-    Job("determinism", "default", "serving.repeats", (False,), "jax"),
-    Job("determinism", "train.deterministic", "serving.repeats", (True,), "jax", tiny=False),
+    training("Qwen3-8B", 1, "full", "bfloat16"),
+    Job("determinism", "train.deterministic", "serving.repeats", (True,), "jax"),
     Job("determinism", "kill + resume", "serving.resume", limit=240, folder=True, tiny=False),
+    Job("losses", "cross-entropy", "kernels.losses", ("ce",), "jax"),
+    Job("losses", "forward KL", "kernels.losses", ("forward_kl",), "jax"),
+    Job("losses", "cross-entropy", "kernels.liger", ("ce",), "torch"),
+    Job("losses", "forward KL", "kernels.liger", ("forward_kl",), "torch"),
     Job("decoding", "Qwen3-0.6B, 64 x 256, HF", "serving.hugging_face_decode", ("Qwen3-0.6B",), "torch"),
+    training("Qwen3-0.6B", 4, "full", tiny=False),
+    training("Qwen3-1.7B", 4, "full", tiny=False),
+    Job("determinism", "default", "serving.repeats", (False,), "jax", tiny=False),
 ]
 SECTIONS = list(dict.fromkeys(job.section for job in JOBS))
 
@@ -151,9 +149,8 @@ def measure(wanted: Sequence[int], folder: Path, tiny: bool, deadline: float) ->
     """The rows of these jobs, as they come; a job without rows gives one that says why."""
     left = list(wanted)
     while left:
-        process = JOBS[left[0]].process
-        # tiny jobs are over at once: as few processes as there are kinds
-        same = [i for i in left if process and kind(JOBS[i], tiny) == kind(JOBS[left[0]], tiny)]
+        process = process_of(JOBS[left[0]], tiny)
+        same = [i for i in left if process and process_of(JOBS[i], tiny) == process]
         together = consecutive(same or left[:1], left, tiny)
         if time.monotonic() >= deadline:
             for i in left:
@@ -167,12 +164,13 @@ def measure(wanted: Sequence[int], folder: Path, tiny: bool, deadline: float) ->
         left = [i for i in left if i not in done]
 
 
-def kind(job: Job, tiny: bool) -> str:
-    return ("torch" if job.process == "torch" else "jax") if tiny and job.process else job.process
+def process_of(job: Job, tiny: bool) -> str:
+    """The process that a job may share; "" if it has one of its own. Tiny trainings have no peak worth telling."""
+    return job.process or ("jax" if tiny and job.call == "training.ours" else "")
 
 
 def consecutive(same: Sequence[int], left: Sequence[int], tiny: bool) -> list[int]:
-    """Of the jobs that may share a process, those that are next to each other in the table; all of them if tiny."""
+    """Of the jobs that may share a process, those that follow each other; if tiny all, for most of it is imports."""
     if tiny:
         return list(same)
     found = [same[0]]
@@ -194,10 +192,12 @@ def run_child(jobs: Sequence[int], folder: Path, tiny: bool, deadline: float) ->
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.93", "HF_HUB_OFFLINE": "1"} | os.environ
     with open(folder / "stderr", "w+") as errors:
         process = subprocess.Popen(
-            command + (["--tiny"] if tiny else []), stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        )
+            command + (["--tiny"] if tiny else []), stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
         lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=pump, args=(process, lines), daemon=True).start()
+        reader = threading.Thread(target=pump, args=(process, lines), daemon=True)
+        reader.start()
         current, ends = jobs[0], end_of(jobs[0], tiny, deadline)
         try:
             while True:
@@ -219,8 +219,10 @@ def run_child(jobs: Sequence[int], folder: Path, tiny: bool, deadline: float) ->
             why = "--seconds were over" if time.monotonic() >= deadline else "it took longer than its limit"
             yield current, {"failed": f"stopped: {why}"}
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and the processes that it has started
             process.wait()
+            reader.join()
 
 
 def end_of(job: int, tiny: bool, deadline: float) -> float:
@@ -230,8 +232,9 @@ def end_of(job: int, tiny: bool, deadline: float) -> float:
 
 def pump(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        lines.put(line)
+    with process.stdout as out:
+        for line in out:
+            lines.put(line)
     lines.put(None)
 
 

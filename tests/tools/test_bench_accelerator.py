@@ -5,10 +5,13 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, load_tool
+from tests.helpers import load_tool
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +38,11 @@ def test_every_section_runs_with_tiny_shapes(tmp_path):
     sections = {row["section"] for row in rows}
     assert sections == {"facts", "pipeline", "training", "decoding", "attention", "losses", "determinism"}
     found = {row["name"]: row for row in rows}
-    assert found["Qwen3-0.6B, 4 rows, full"]["ratio"] > 0 and found["Qwen3-0.6B, 64 x 256"]["ratio"] > 0
+    assert found["Qwen3-0.6B, 4 rows, attention"]["ratio"] > 0 and found["Qwen3-0.6B, 64 x 256"]["ratio"] > 0
     assert all(row["error_of_fp32"] < 0.01 for row in rows if row["section"] == "attention")
     assert found["ce, ours"]["loss"] == pytest.approx(found["ce, whole logits"]["loss"], rel=1e-3)
     assert found["forward_kl, ours"]["loss"] == pytest.approx(found["forward_kl, whole logits"]["loss"], rel=1e-3)
-    assert found["default"]["same"] is True
+    assert found["train.deterministic"]["same"] is True
     for row in rows:
         assert row["name"] in ran.stdout
 

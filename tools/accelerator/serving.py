@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -164,6 +165,9 @@ def repeats(deterministic: bool, tiny: bool) -> None:
 
 def resume(folder: Path, tiny: bool) -> None:
     """A training that is killed and goes on, against an undisturbed one, both with `train.deterministic`."""
+    if (folder / "pipeline").is_dir():  # its traces and rows are what is needed here, too
+        left = shutil.ignore_patterns("checkpoints", "export", "evaluation", "report")
+        shutil.copytree(folder / "pipeline", folder / "resume" / "undisturbed", ignore=left)
     tool = str(ROOT / "tools/kill_test_train.py")
     command = [sys.executable, tool, "--kills", "1", "--folder", str(folder / "resume")]
     # the tool names the run folders itself
