@@ -190,6 +190,9 @@ def run_child(jobs: Sequence[int], folder: Path, tiny: bool, deadline: float) ->
     last job that is named is the one that did, and has a row that says so."""
     command = [sys.executable, str(TOOLS / "bench_accelerator.py"), "--folder", str(folder), "--child", *map(str, jobs)]
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.93", "HF_HUB_OFFLINE": "1"} | os.environ
+    if tiny:  # PyTorch's threads wait for each other, which takes very long where others want the cores
+        environment["OMP_NUM_THREADS"] = "1"
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
     with open(folder / "stderr", "w+") as errors:
         process = subprocess.Popen(
             command + (["--tiny"] if tiny else []), stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
