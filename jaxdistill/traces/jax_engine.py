@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxdistill.config import VLLMConfig
 from jaxdistill.tokenization import TokenMap
 from jaxdistill.traces.engines import Completion, Request, Sampling
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     from jaxdistill.models import Decoder
     from jaxdistill.traces.jax_scoring import Scorer
 
@@ -29,9 +27,9 @@ def generate(
     log: Path | None,
     ready: Callable[[], None],
 ) -> Iterator[Completion]:
-    """See `engines.generate`; `vllm` and `log` are of no use here."""
-    del vllm, log
-    answerer = _Answerer(checkpoint, sampling, batch)
+    """See `engines.generate`; of `vllm` the dtype counts, and `log` is of no use here."""
+    del log
+    answerer = _Answerer(checkpoint, sampling, batch, vllm.dtype)
     ready()
     yield from answerer.answer(list(requests))
 
@@ -49,9 +47,9 @@ class Session:
         log: Path | None,
         longest: int,
     ):
-        """Returns when the model is loaded; `vllm`, `log` and `longest` are of no use here."""
-        del vllm, log, longest
-        self._answerer = _Answerer(checkpoint, sampling, batch)
+        """Returns when the model is loaded; of `vllm` the dtype counts, `log` and `longest` are of no use here."""
+        del log, longest
+        self._answerer = _Answerer(checkpoint, sampling, batch, vllm.dtype)
         self._waiting: list[Request] = []
         self._running: Iterator[Completion] = iter(())
 
@@ -71,14 +69,30 @@ class Session:
         self._running = iter(())
 
 
+def decoding_dtype(wanted: str, config: Mapping[str, Any], platform: str) -> Literal["float32", "bfloat16"]:
+    """What the decoder computes in: `traces.vllm.dtype`; for `auto` the checkpoint's dtype, but fp32 on CPUs.
+
+    Args:
+      config: the checkpoint's `config.json`.
+    """
+    if wanted == "auto":
+        own = config.get("dtype") or config.get("torch_dtype") or "float32"
+        wanted = "float32" if platform == "cpu" else str(own).removeprefix("torch.")
+    return "float32" if wanted == "float32" else "bfloat16"
+
+
 class _Answerer:
     """A loaded model."""
 
-    def __init__(self, checkpoint: Path, sampling: Sampling, batch: int):
+    def __init__(self, checkpoint: Path, sampling: Sampling, batch: int, dtype: str):
+        import jax
+
+        from jaxdistill import hub
         from jaxdistill.models import load_hf
 
         self._checkpoint, self._sampling, self._batch = checkpoint, sampling, batch
-        self._model = load_hf(checkpoint, dtype="float32")
+        dtype = decoding_dtype(dtype, hub.read_config(checkpoint), jax.default_backend())
+        self._model = load_hf(checkpoint, dtype=dtype, param_dtype=dtype)
         self._scorer = self._make_scorer() if sampling.logprobs else None
 
     def answer(self, requests: list[Request]) -> Iterator[Completion]:

@@ -4,11 +4,13 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from jaxdistill.config import VLLMConfig
 from jaxdistill.models import load_hf
 from jaxdistill.tokenization import TokenMap
 from jaxdistill.traces import engines
+from jaxdistill.traces.jax_engine import decoding_dtype
 from jaxdistill.traces.jax_scoring import Scorer
 from tests.traces.tiny import assert_greedy, checkpoint, demo_requests  # noqa: F401  (a fixture among them)
 
@@ -87,3 +89,19 @@ def test_random_draws_are_the_distribution_on_average_and_the_same_again(checkpo
     statistic = (np.square(n * got - expected) / expected).sum(1)
     freedom = want.shape[1] - 1
     assert abs(statistic.mean() - freedom) < 6 * np.sqrt(2 * freedom / len(statistic))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "config", "platform", "dtype"),
+    [
+        ("auto", {"dtype": "bfloat16"}, "cpu", "float32"),
+        ("auto", {"dtype": "bfloat16"}, "gpu", "bfloat16"),
+        ("auto", {"torch_dtype": "float16"}, "tpu", "bfloat16"),
+        ("auto", {"torch_dtype": "float32"}, "gpu", "float32"),
+        ("auto", {}, "gpu", "float32"),
+        ("bfloat16", {"dtype": "float32"}, "cpu", "bfloat16"),
+        ("float32", {"dtype": "bfloat16"}, "gpu", "float32"),
+    ],
+)
+def test_the_decoder_computes_in_the_checkpoint_s_dtype_on_accelerators(wanted, config, platform, dtype):
+    assert decoding_dtype(wanted, config, platform) == dtype
