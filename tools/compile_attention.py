@@ -46,7 +46,7 @@ KERNELS = {
     r'__gpu\$xla\.gpu\.triton".*?\b(attention_\w+)\)*/pallas_call': None,
     r'__cudnn\$fmhaSoftmax"': "cudnn_forward",
     r'__cudnn\$fmhaSoftmaxBackward"': "cudnn_backward",
-    r'tpu_custom_call".*?(splash_mha_(?:fwd|dkv|dq))': None,
+    r"%(splash_mha_(?:fwd|dkv|dq))[\w.]* = .*?tpu_custom_call": None,
 }
 
 

@@ -45,10 +45,10 @@ ROOMY: Mapping[int, Sizes] = {
     128: Sizes(Tile(128, 64, 8, 3), Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
     256: Sizes(Tile(128, 64, 8, 2), Tile(32, 64, 8, 2), Tile(128, 32, 8, 2)),
 }
-"""By the widest head, for GPUs with 227 KiB of shared memory a block (H100, B200). Of the tiles that ptxas takes
-without spilling registers, large ones, so that keys and values are read less often; for 128 columns they are the
-defaults of PyTorch's flex attention on an H100. Bytes of shared memory there: 66,048, 83,456 and 82,432 for 64 columns;
-131,584, 165,376 and 164,352 for 128; 196,864, 131,456 and 196,736 for 256. Which are fastest is unmeasured."""
+"""By the widest head, for GPUs with 227 KiB of shared memory a block (H100, B200): of tiles that ptxas takes without
+spilling registers, large ones, so that keys and values are read less often. For 128 columns they are the defaults of
+PyTorch's flex attention on an H100. Bytes of shared memory there: 66,048, 83,456 and 82,432 for 64 columns; 131,584,
+165,376 and 164,352 for 128; 196,864, 131,456 and 196,736 for 256. Which are fastest is unmeasured."""
 TIGHT: Mapping[int, Sizes] = {
     64: Sizes(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     128: Sizes(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
