@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 DEMO = "demo"
+ADAPTER = "adapter_config.json"
+"""PEFT's, beside the weights of adapters."""
 SHAPE = "model.json"
 """Beside the checkpoints of a training: the model's shape, in Hugging Face's names."""
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
@@ -35,6 +37,11 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
                 f"{name}: no such folder; give a Hugging Face checkpoint's folder or a repository id (owner/name)."
             )
         folder = _download(name, revision, weights)
+    if weights and (folder / ADAPTER).is_file() and not is_adapter(folder):
+        raise ValueError(
+            f"{folder}: a whole model and {ADAPTER}, and programs differ in what they make of both; move the adapter "
+            "to a folder of its own, or merge it into the model with PEFT and remove it."
+        )
     needed = ["tokenizer.json"] if not weights else [] if is_adapter(folder) else ["config.json"]
     for file in needed:
         if not (folder / file).is_file():
@@ -48,8 +55,9 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds adapters in PEFT's format instead of a whole model."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    """Whether a folder holds adapters in PEFT's format, and no whole model beside them."""
+    whole = any(not file.name.startswith("adapter_") for file in folder.glob("*.safetensors"))
+    return (folder / ADAPTER).is_file() and not ((folder / "config.json").is_file() and whole)
 
 
 def is_checkpoints(name: str) -> bool:
@@ -61,6 +69,11 @@ def _no_weights(folder: Path, *, downloaded: bool) -> str:
     """Why a checkpoint without safetensors cannot be loaded, and what to do."""
     convert = "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)"
     others = sorted(f.name for f in folder.iterdir() if f.suffix in OTHER_WEIGHTS)
+    if is_adapter(folder):
+        found = (
+            f"its weights are {others[0]}, and only safetensors are read" if others else "an adapter without weights"
+        )
+        return f"{folder}: {found}; save it again with PEFT: PeftModel.from_pretrained(...).save_pretrained(FOLDER)."
     if others:
         return f"{folder}: its weights are {others[0]}, and only safetensors are read; convert them: {convert}."
     if (folder / "model.safetensors.index.json").is_file():
@@ -77,9 +90,7 @@ def revision_of(folder: Path) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    for file in sorted(
-        [folder / ("adapter_config.json" if is_adapter(folder) else "config.json"), *folder.glob("*.safetensors")]
-    ):
+    for file in sorted([folder / (ADAPTER if is_adapter(folder) else "config.json"), *folder.glob("*.safetensors")]):
         digest.update(file.name.encode())
         # a safetensors header names every tensor; together with the tail of the data it tells checkpoints apart
         with open(file, "rb") as stream:

@@ -40,6 +40,7 @@ def programs(topology: str, dtype: str) -> dict[str, Any]:
     from jaxdistill.generate import rows
     from jaxdistill.models import params_of, with_params
     from jaxdistill.models.attention.cached import KV
+    from jaxdistill.models.layerwise import How, _layer, _logits
     from jaxdistill.plan.request import make_job
     from jaxdistill.plan.targets import Topology
     from jaxdistill.plan.worker import make_described
@@ -74,7 +75,11 @@ def programs(topology: str, dtype: str) -> dict[str, Any]:
     flags = rows.State(*[ints(ROWS)] * 4, *seeds, done)
     places = [ints(256)] * 3
     matrix = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=NamedSharding(made.mesh, PartitionSpec()))
+    check, stack = How(made.student, mesh=made.mesh), params_of(whole)["layers"]
+    kept = jax.ShapeDtypeStruct((2, 64, SHAPE["hidden_size"]), jnp.float32)
     return {
+        "check": _layer.trace(check, made.student.kinds[0], kept, stack, 0),
+        "check's logits": _logits.trace(check, kept, params["norm"], params["embed"]),
         "forward": jax.jit(lambda p, ids: with_params(model, p)(ids)).trace(params_of(whole), ints(ROWS, TOKENS)),
         "train step": made.step.trace(state, batch, frozen, teacher),
         "prefill": rows._prefill.trace(graph, weights, ints(ROWS, 32), ints(ROWS)),

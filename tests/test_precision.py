@@ -19,7 +19,8 @@ from jaxdistill.precision import precision_of
 from tests.fp32_programs import UNASKED, compiled_products, programs, traced_products
 
 HIGHEST = jax.lax.Precision.HIGHEST
-NAMES = {"forward", "train step", "prefill", "decoding", "scoring"}
+LEAST = {"forward": 13, "train step": 40, "prefill": 13, "decoding": 13, "scoring": 13, "check": 6, "check's logits": 1}
+"""A program's products, at least: two layers of seven matrices, but for parts of a check; kernels are not counted."""
 
 
 def test_fp32_alone_asks():
@@ -35,10 +36,10 @@ def traced(request):
 
 def test_products_of_traced_programs(traced):
     dtype, found = traced
-    assert set(found) == {UNASKED, *NAMES}
-    for name in NAMES:
+    assert set(found) == {UNASKED, *LEAST}
+    for name in LEAST:
         products = Counter(traced_products(found[name].jaxpr.jaxpr))
-        assert products.total() > 12, name  # two layers of seven matrices
+        assert products.total() >= LEAST[name], name
         asked = {precision for (*sides, precision) in products if sides == ["float32"] * 2}
         others = {precision for (*sides, precision) in products if sides != ["float32"] * 2}
         if dtype == "float32":
@@ -49,9 +50,9 @@ def test_products_of_traced_programs(traced):
 def test_bf16_is_not_slowed_down(traced):
     """Where a GPU would run it, nothing in a bf16 program asks for more than bf16 units give."""
     dtype, found = traced
-    for name in NAMES:
+    for name in set(LEAST) - {"check", "check's logits"}:  # which are in fp32 whatever the model is in
         text = found[name].lower(lowering_platforms=("cuda",)).as_text()
-        assert text.count("dot_general") > 12
+        assert text.count("dot_general") >= LEAST[name]
         assert ("HIGHEST" in text) == (dtype == "float32"), name
 
 
@@ -70,9 +71,9 @@ def check_compiled(found):
     """`found`: program -> dtypes of both sides, precision, count."""
     unasked = found.pop(UNASKED)
     assert all(precision in ("", "default,default") for _, precision, _ in unasked), "the text is not read right"
-    assert set(found) == NAMES
+    assert set(found) == set(LEAST)
     for name, products in found.items():
-        assert sum(count for *_, count in products) > 12, name
+        assert sum(count for *_, count in products) >= LEAST[name], name
         assert {(sides, precision) for sides, precision, _ in products} == {("f32 f32", "highest,highest")}, name
 
 

@@ -20,23 +20,21 @@ from jaxdistill.models.tensor_files import Tensor, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# settings that change what an adapter computes, and the values under which it is a plain LoRA on linear layers
+# Every other setting has to be absent or off, for PEFT has many that change what an adapter computes, or its base, and
+# more with every release. These may have other values: those under which it is a plain LoRA on linear layers, ...
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
-    "use_rslora": (False, None),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "fan_in_fan_out": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "layers_to_transform": (None, []),
-    "layer_replication": (None, []),
-    "modules_to_save": (None, []),
-    "exclude_modules": (None, []),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
+    # others (pissa, olora, corda, ...) change the base's matrices too
+    "init_lora_weights": (True, False, None, "gaussian"),
 }
+# ... what is read below, and what changes nothing by itself
+_ANY = frozenset({
+    "r", "lora_alpha", "lora_dropout", "target_modules", "base_model_name_or_path", "revision",
+    "task_type", "auto_mapping", "peft_version", "inference_mode", "layers_pattern", "megatron_core", "megatron_config",
+    "qalora_group_size", "loftq_config", "runtime_config",
+})  # fmt: skip
+_OFF: tuple[Any, ...] = (None, False, [], {})
 
 
 def adapter_entries(config: ModelConfig, lora: Lora) -> list[Entry]:
@@ -84,9 +82,9 @@ def read_peft(folder: Path) -> tuple[Lora, str, str | None]:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: a JSON {type(config).__name__} instead of an object; export the adapter again.")
-    for key, plain in _PLAIN.items():
-        if key in config and config[key] not in plain:
-            raise ValueError(f"{path}: {key}={config[key]!r} is not supported; merge the adapter with PEFT first.")
+    for key, value in config.items():
+        if key not in _ANY and value not in _PLAIN.get(key, _OFF):
+            raise ValueError(f"{path}: {key}={value!r} is not supported; merge the adapter with PEFT first.")
     base, targets = config.get("base_model_name_or_path"), config.get("target_modules") or []
     if not base:
         raise ValueError(f"{path}: no base_model_name_or_path; write the base checkpoint's folder or id into it.")

@@ -1,6 +1,7 @@
 """Adapters against PEFT's on the same weights: logits, gradients, folders; and frozen bases in few bits."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -198,12 +199,46 @@ def test_what_makes_no_sense_is_refused(arguments, said):
         Lora.of(*arguments)
 
 
+def test_what_peft_itself_writes_of_a_plain_adapter_is_read(pair, tmp_path):
+    _, folder, theirs = pair
+    theirs.save_pretrained(tmp_path)
+    assert len(json.loads((tmp_path / "adapter_config.json").read_text())) > 30
+    ids = tokens_of((1, 9))
+    np.testing.assert_array_equal(load_hf(tmp_path)(jnp.asarray(ids)), load_hf(folder / "adapter")(jnp.asarray(ids)))
+
+
+def test_a_folder_with_a_whole_model_too_or_without_weights_is_refused(pair, tmp_path):
+    _, folder, _ = pair
+    shutil.copytree(folder / "base", tmp_path / "both")
+    shutil.copytree(folder / "adapter", tmp_path / "both", dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=r"both: a whole model and adapter_config\.json"):
+        load_hf(tmp_path / "both")
+    # the base's config alone is no model
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    shutil.copy(folder / "base" / "config.json", tmp_path / "adapter")
+    load_hf(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"its weights are adapter_model\.bin.*PeftModel"):
+        load_hf(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.bin").unlink()
+    with pytest.raises(ValueError, match=r"an adapter without weights; save it again with PEFT"):
+        load_hf(tmp_path / "adapter")
+
+
 def test_adapters_that_compute_something_else_are_refused(pair, tmp_path):
     _, folder, _ = pair
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     weights = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
     for change, said in (
         ({"use_rslora": True}, "use_rslora=True is not supported"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' is not supported"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens=.* is not supported"),
+        ({"use_qalora": True}, "use_qalora=True is not supported"),
+        ({"kasa_config": {"kasa_beta": 1e-4}}, "kasa_config=.* is not supported"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern=.* is not supported"),
+        ({"a_setting_of_next_year": "on"}, "a_setting_of_next_year='on' is not supported"),
+        ({"peft_type": "IA3"}, "peft_type='IA3' is not supported"),
         ({"r": 4}, "expected rank 4"),
         ({"target_modules": ["q_proj"]}, "has no place in an adapter"),
         ({"target_modules": ["q_proj", "k_proj"]}, "is missing"),
