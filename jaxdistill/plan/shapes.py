@@ -126,9 +126,9 @@ class Sizes:
         else:
             block = min(BLOCK, T)
             pairs, backward = math.ceil(T / block) * block * block * self.key_blocks, 5
-        again = 2 if self.made.model.remat == "full" else 0
-        # what `attention` saves is the result, and the softmax is needed again
-        again = 2 if self.made.model.remat == "attention" else again
+        # what is saved of attention is enough for `blocks`; `dense` computes its weights again
+        saved = 1 if self.kernel == "dense" else 0
+        again = {"none": 0, "full": 2}.get(self.made.model.remat, saved)
         heads = c.num_heads / self.tensor / self.context
         one = 2.0 * self.rows * heads * c.head_dim * pairs
         return self.micro_batches * c.num_layers * one * (2 + again + backward)
