@@ -91,7 +91,7 @@ def kernel_call(
       name: of a scope around the call: `plan` and profiles go by it.
       aliases: which argument's memory becomes which result's.
     """
-    specs = {"in_specs": in_specs, "out_specs": out_specs} if in_specs is not None else {}
+    specs: dict[str, Any] = {"in_specs": in_specs, "out_specs": out_specs} if in_specs is not None else {}
     return pl.pallas_call(
         kernel, out, grid=grid, interpret=interpret, name=name, input_output_aliases=dict(aliases or {}), **specs,
         compiler_params=None if interpret else _backend().CompilerParams(num_warps=warps, num_stages=stages),
