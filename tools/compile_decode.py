@@ -70,7 +70,10 @@ def compiled_text(arguments: argparse.Namespace) -> str:
     from jaxdistill.plan.worker import described_devices
 
     tables = [v for k, v in vars(published).items() if isinstance(v, dict) and not k.startswith("_")]
-    shape = {k: v[0] for table in tables for k, v in table.items() if isinstance(v, tuple)}[arguments.model]
+    known = {k: v[0] for table in tables for k, v in table.items() if isinstance(v, tuple)}
+    if arguments.model not in known:
+        raise SystemExit(f"--model {arguments.model} is not a published student; known are {', '.join(known)}.")
+    shape = known[arguments.model]
     if arguments.layers:
         shape = shape | {"num_hidden_layers": arguments.layers, "layer_types": None}
     config = ModelConfig.from_hf(shape, arguments.model)
@@ -88,14 +91,14 @@ def compiled_text(arguments: argparse.Namespace) -> str:
     graph, state = nnx.split(model)
     state = placed(state, jnp.bfloat16)
     weights = rows.Weights(state, *placed(jax.eval_shape(lambda s: rows._lay_out(graph, use, s), state)))
-    cache, known = jax.eval_shape(lambda: rows._empty(mesh, config, model.dtype, arguments.rows, arguments.slots))
+    cache, rows_state = jax.eval_shape(lambda: rows._empty(mesh, config, model.dtype, arguments.rows, arguments.slots))
     numbers = rows.Sampler(temperature=1.0, top_k=0, top_p=0.9, stop_ids=(1, 2)).numbers
     numbers = placed(jax.tree.map(np.asarray, numbers))
     # since JAX 0.11 Pallas asks the mesh what it compiles for
     described = getattr(jax.sharding, "use_abstract_mesh", None)
     with described(mesh.abstract_mesh) if described else contextlib.nullcontext():
         kind = rows.Kind(*KINDS[arguments.kind])
-        lowered = rows._chunk.lower(graph, kind, use, weights, placed(cache), placed(known), numbers)
+        lowered = rows._chunk.lower(graph, kind, use, weights, placed(cache), placed(rows_state), numbers)
     text = lowered.compile().as_text()
     assert text is not None
     return text

@@ -1,5 +1,10 @@
 """The fused token step: its kernels, interpreted on a CPU, against formulas, and the whole against the general step."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +18,7 @@ from jaxdistill.models.attention import attention
 from jaxdistill.models.attention.cached import KV
 from jaxdistill.models.layers import ACTIVATIONS, apply_rope, rms_norm
 from jaxdistill.parallel import mesh as meshes
+from jaxdistill.plan import environments
 from tests.generate.test_decode import prompts, run
 from tests.models import tiny
 
@@ -223,3 +229,24 @@ def test_split_heads_are_not_for_it():
     mesh = meshes.make_mesh({"data": 4, "tensor": 2})
     found = fused.why_not(ModelConfig.from_hf(shape), "bfloat16", mesh, adapters=False)
     assert found is not None and "heads or tokens are split" in found
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("Qwen3-0.6B", []),
+     ("DeepSeek-R1-Distill-Qwen-1.5B", ["--rows", "5", "--kind", "sample"]),
+     ("Qwen3-8B", ["--rows", "256"])],
+)  # fmt: skip
+def test_a_layer_is_five_kernels_on_an_h100(model, more):
+    """Compiled ahead: no copy of a cache, no kernel more than a layer's five, and a dozen or two around the layers."""
+    if environments.find("gpu") is None:
+        pytest.skip("no compiler for NVIDIA GPUs: jaxdistill plan CONFIG --make-environment gpu")
+    tool = Path(__file__).parents[2] / "tools/compile_decode.py"
+    command = [sys.executable, str(tool), "--model", model, "--layers", "2", *more]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    kernels = {kind: int(n) for kind, n in re.findall(r"^ +(\w[\w ]*?) +(\d+) kernels", ran.stdout, re.M)}
+    assert kernels["attention"] == 2 and kernels["products"] == 4 * 2 + 1
+    assert kernels["a token step"] - 5 * 2 <= (40 if "sample" in more else 12)
+    assert kernels.get("copies", 0) <= 2
