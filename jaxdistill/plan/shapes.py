@@ -96,7 +96,7 @@ class Sizes:
         weights = sum(layer.values())
         # gradients by inputs and by weights; adapters train their own weights alone
         products = 2 * weights if lora is None else weights
-        if remat in ("full", "attention"):
+        if remat not in ("none", "dots"):
             # nothing needs the last matrix's output again
             products += weights - layer["down"]
         products += weights
@@ -104,7 +104,18 @@ class Sizes:
         total = 2.0 * self.tokens * self.config.num_layers * (products + 4 * adapters) / self.tensor
         # logits, and gradients by hidden states and by the projection, which adapters leave frozen
         head = 2.0 * (3 if lora is None else 2) * self.config.hidden_size * self.columns * self.chunks * self.chunk
-        return self.micro_batches * (total + head + self._teacher_flops())
+        return self.micro_batches * (total + head + self._rotary_flops() + self._teacher_flops())
+
+    def _rotary_flops(self) -> float:
+        """TPUs exchange the halves of queries and keys by a product (`models.rotary`)."""
+        c, model = self.config, self.made.model
+        if platform_of(self.made.mesh) != "tpu" or model.activations.itemsize > 2:
+            return 0.0
+        # forward, backward, and forward again where products are not kept
+        times = 2 if model.remat in ("none", "dots") else 3
+        layers = sum(kind.rope is not None for kind in c.kinds)
+        heads = (c.num_heads + c.num_kv_heads) / self.tensor
+        return 2.0 * times * layers * self.tokens * heads * c.head_dim**2
 
     def _teacher_flops(self) -> float:
         """One pass forward, and the projection of what is trained."""
