@@ -66,7 +66,7 @@ def programs(topology: str, dtype: str) -> dict[str, Any]:
 
     whole = with_params(model, params)
     graph, abstract = nnx.split(whole)
-    layers, projection = jax.eval_shape(functools.partial(rows._lay_out, graph), abstract)
+    layers, projection = jax.eval_shape(functools.partial(rows._lay_out, graph, False), abstract)
     weights = rows.Weights(abstract, layers, projection)
     cache = [jax.eval_shape(lambda: KV.empty(ROWS, 2, 128, 128, model.dtype))] * 2
     kind = rows.Kind(greedy=True, top_k=False, nucleus=False)
@@ -82,8 +82,8 @@ def programs(topology: str, dtype: str) -> dict[str, Any]:
         "check's logits": _logits.trace(check, kept, params["norm"], params["embed"]),
         "forward": jax.jit(lambda p, ids: with_params(model, p)(ids)).trace(params_of(whole), ints(ROWS, TOKENS)),
         "train step": made.step.trace(state, batch, frozen, teacher),
-        "prefill": rows._prefill.trace(graph, weights, ints(ROWS, 32), ints(ROWS)),
-        "decoding": rows._chunk.trace(graph, kind, weights, cache, flags, numbers),
+        "prefill": rows._prefill.trace(graph, False, weights, ints(ROWS, 32), ints(ROWS)),
+        "decoding": rows._chunk.trace(graph, kind, False, weights, cache, flags, numbers),
         UNASKED: jax.jit(lambda a, b: a @ b).trace(matrix, matrix),
         "scoring": _compiled(model, 4, 1000, False, 1.0).trace(params_of(whole), ints(ROWS, 64), *places),
     }
