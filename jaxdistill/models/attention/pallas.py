@@ -19,6 +19,8 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 
+from jaxdistill.precision import precision_of
+
 LOG2E = math.log2(math.e)
 HEAD_DIM = 256
 """The widest head that the kernels were made for."""
@@ -122,8 +124,9 @@ def store(ref: Any, x: jax.Array, width: int) -> None:
 
 def dot(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
     """a [n, m] with axis `axis` of b, summed in fp32."""
+    precision = precision_of(a.dtype, b.dtype) or jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(
-        a, b, (((1,), (axis,)), ((), ())), precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32
+        a, b, (((1,), (axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
     )
 
 
