@@ -174,7 +174,9 @@ def make_program(
         contrast=contrast,
         distillation=distillation,
         on_policy=on_policy,
-        options=step_options(platform_of(mesh), deterministic=train.deterministic),
+        options=step_options(
+            platform_of(mesh), device_kind=mesh.devices.flat[0].device_kind, deterministic=train.deterministic
+        ),
     )
     return Program(
         shape=(train.batch_rows, row_tokens),
