@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-
 VMEM_KIB = {"TPU v5": 48 << 10, "TPU v5p": 48 << 10}
 """By kind of device: the memory beside the multipliers that one operation may use. XLA's own limit of 16 MiB makes
-products of a 7B layer read their inputs so often that they take 1.3 times their ideal on v5p, by the compiler's cycles."""
+products of a 7B layer read their inputs so often that they take 1.3 times their ideal on v5p, by its cycle counts."""
 
 
 def step_options(platform: str, *, device_kind: str = "", deterministic: bool = False) -> dict[str, Any] | None:
