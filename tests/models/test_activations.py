@@ -191,6 +191,24 @@ def test_layers_that_take_rows_in_parts_change_nothing(tmp_path, sizes, family):
             np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()) + 1e-6)
 
 
+@pytest.mark.parametrize(("sizes", "rows"), [(None, 3), (None, 6), ({"data": 2}, 4)])
+def test_rows_that_the_parts_do_not_divide_are_taken_in_fewer(tmp_path, sizes, rows):
+    """A step's pairs, its rollouts, and the stored rows that these leave need not be as many as the step's rows."""
+    tiny.make("qwen3", tmp_path, tie=True, num_attention_heads=4, num_key_value_heads=2, vocab_size=96)
+    mesh = None if sizes is None else make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+    model, ids = load_hf(tmp_path, mesh), jnp.asarray(tokens_of((rows, 24), vocab=96))
+
+    def loss(params, parts):
+        abstract = abstract_model(model.config, mesh=mesh, remat="full", layer_parts=parts)
+        return jnp.sum(with_params(abstract, params).hidden(ids) ** 2)
+
+    compiled = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    (want, by_whole), (got, by_parts) = (compiled(params_of(model), parts) for parts in (1, 4))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(by_whole), jax.tree.leaves(by_parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()) + 1e-6)
+
+
 def test_every_remat_policy_keeps_what_it_says(tmp_path):
     """Matrix products in the backward pass: with `dots` those of the gradients alone, with `full` the forward's too."""
     tiny.make("qwen2", tmp_path, num_hidden_layers=2, max_position_embeddings=64)
