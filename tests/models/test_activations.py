@@ -71,6 +71,17 @@ def test_the_gate_is_computed_in_fp32_and_rounded_once(activation):
         np.testing.assert_allclose(ours.astype(jnp.float32), reference, rtol=2**-8, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+def test_dropout_keeps_the_mean_in_bf16_too(share):
+    x = jnp.asarray(np.random.default_rng(8).normal(size=1 << 18), BF16)
+    kept = np.asarray(layers.dropout(x, share, jax.random.key(0)), np.float64)
+    wide = np.asarray(x, np.float64)
+    used = kept != 0
+    # what is left is scaled by 1 / (1 - share), but for roundings that cancel
+    factor = (kept * wide)[used].sum() / (wide * wide)[used].sum()
+    assert abs(factor * (1 - share) - 1) < 1e-4
+
+
 def test_a_product_sums_in_fp32_and_rounds_once():
     rng = np.random.default_rng(2)
     x, w = jnp.asarray(rng.normal(size=(5, 2048)), BF16), jnp.asarray(rng.normal(size=(2048, 3)), jnp.float32)
