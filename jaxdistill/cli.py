@@ -174,9 +174,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say_error(arguments, error)
         return processes.leave(1)
     except RuntimeError as error:
-        if processes.count() == 1:
+        if _is_out_of_memory(error):
+            error = RuntimeError(f"{_out_of_memory(arguments.command)} ({' '.join(str(error).split())[:160]}).")
+        elif processes.count() == 1:
             raise
-        # another process is gone, as JAX puts it
+        # else another process is gone, as JAX puts it
         _say_error(arguments, error)
         return processes.leave(1)
     except KeyboardInterrupt:
@@ -302,6 +304,26 @@ def dry_run(config: RunConfig) -> None:
     for row in pipeline.plan(config):
         table.add_row(*row)
     progress.console.print(table)
+
+
+SMALLER = {
+    "train": "set train.remat: full, more train.micro_batches, a smaller train.batch_rows or data.row_tokens, or take "
+    "more devices (train.mesh); `jaxdistill plan` tells beforehand what a step needs",
+    "generate": "lower traces.batch",
+    "evaluate": "lower evaluate.batch",
+    "export": "spread the student over more devices",
+}
+"""What makes a command need less of a device's memory."""
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether XLA says so, when it compiles or when it runs."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _out_of_memory(command: str) -> str:
+    way = SMALLER.get(command, "take a device with more of it")
+    return f"the device's memory is too small: {way}, and see that no other process holds some of it"
 
 
 def _one_line(error: Exception) -> str:

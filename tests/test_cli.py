@@ -58,6 +58,10 @@ def test_broken_yaml(capsys, tmp_path):
         ("traces.engine=jax", "traces.engine: jax needs `traces.teacher`"),
         ("train.epochs=1", "exactly one of `epochs` and `steps`"),
         ("train.micro_batches=3", "not a multiple of train.micro_batches=3"),
+        (
+            "train={deterministic: true, attention: cudnn, steps: 1, batch_rows: 1, optimizer: {learning_rate: 1}}",
+            "set attention: auto",
+        ),
         ("student.init=x", "exactly one of `init`"),
         ("problems.count=0", "problems: count is 0"),
         ("nothing", "write it as key=value"),
@@ -88,6 +92,18 @@ def test_a_teacher_without_weights(capsys, tmp_path):
 def test_a_stage_before_its_input(capsys, tmp_path):
     assert "train needs `prepare`, which has not been run yet" in fails(capsys, "train", tiny_config(tmp_path))
     assert "nothing prepared yet" in fails(capsys, "show", tiny_config(tmp_path))
+
+
+@pytest.mark.parametrize(("command", "way"), [("train", "set train.remat: full"), ("generate", "lower traces.batch")])
+def test_a_device_with_too_little_memory_is_one_line_with_a_way_out(capsys, tmp_path, monkeypatch, command, way):
+    def allocate(command, config):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 21474836480 bytes.\nAnd more.")
+
+    monkeypatch.setattr(cli.pipeline, "run_command", allocate)
+    assert cli.main([command, str(tiny_config(tmp_path))]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"jaxdistill {command}: the device's memory is too small: {way}")
+    assert "21474836480 bytes" in said and "\n" not in said
 
 
 def test_dry_run_does_nothing(tmp_path):

@@ -220,6 +220,10 @@ class TrainConfig:
         require((self.epochs is None) != (self.steps is None), "train needs exactly one of `epochs` and `steps`.")
         for name in ("batch_rows", "checkpoint_every", "keep_checkpoints", "log_every", "max_skipped"):
             require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; set at least 1.")
+        require(
+            not (self.deterministic and self.attention == "cudnn"),
+            "train.attention: cudnn adds gradients in any order, and train.deterministic is true; set attention: auto.",
+        )
         require(self.spike is None or self.spike > 1, f"train.spike is {self.spike}; set a factor above 1.")
         require(
             self.peak_tflops is None or self.peak_tflops > 0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ class Decoder(nnx.Module):
       attention: the kernel of training's forward and backward passes.
       layer_parts: under the remat policy `full`, a layer takes the rows of a batch in this many parts, one after the
         other: what it works with, and its backward pass with, is as many times smaller; what is kept between layers is
-        not. Every device's rows have to divide by it.
+        not. A batch of other rows than the step's (pairs, rollouts) takes as many as divide a device's rows, too.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class Decoder(nnx.Module):
             x = run_layer(p, self.config, x, tables, attend, self.dtype, self.lora, **more)
             return meshes.constrain(x, activations, self.mesh)
 
-        parts = self.layer_parts
+        parts = math.gcd(self.layer_parts, self._rows_of_device(tokens_BT.shape[0]))
         if parts == 1 and self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.remat], static_argnums=3)
         x = meshes.constrain(self._embedded(tokens_BT), activations, self.mesh)
@@ -203,6 +204,9 @@ class Decoder(nnx.Module):
             # a few layers compile as fast unrolled, and run faster: a loop's buffers are copied in and out
             x, _ = jax.lax.scan(block, x, run, unroll=self.config.num_layers <= UNROLLED)
         return self._final_norm(x if parts == 1 else row_parts.joined(x, self.mesh))
+
+    def _rows_of_device(self, rows: int) -> int:
+        return rows if self.mesh is None else rows // meshes.ways(self.mesh, meshes.RULES["batch"])
 
     def project(self, hidden_BTE: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
         """Hidden states -> fp32 logits."""

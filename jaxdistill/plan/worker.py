@@ -149,7 +149,8 @@ def make_described(job: Job, topology: Topology) -> tuple[Program, dict[str, Any
     dtypes: dict[str, Any] = {"base_dtype": student.lora.base_dtype} if student.lora else {}
     # described devices do not tell how much memory they have
     memory = topology.chip.hbm_gib * GIB or None
-    train = settle(train, shape, lora, mesh, job.row_tokens, memory=memory, **dtypes)
+    teacher = None if job.teacher is None else ModelConfig.from_hf(job.teacher, "the teacher's config.json")
+    train = settle(train, shape, lora, mesh, job.row_tokens, memory=memory, teacher=teacher, **dtypes)
     made = make_program(
         train,
         shape,

@@ -107,6 +107,7 @@ class StepSize:
       frozen_bytes: of one parameter that is not trained.
       tensor: devices that share a matrix's heads or width.
       itemsize: bytes of one activation.
+      teacher: bytes that a teacher on the same devices takes.
     """
 
     tokens: int
@@ -116,6 +117,7 @@ class StepSize:
     frozen_bytes: float
     tensor: int
     itemsize: int
+    teacher: float = 0.0
 
 
 def remat_of(train: TrainConfig, platform: str, student: ModelConfig, size: StepSize, memory: float | None) -> str:
@@ -137,10 +139,10 @@ def remat_of(train: TrainConfig, platform: str, student: ModelConfig, size: Step
 
 
 def resident_bytes(student: ModelConfig, size: StepSize) -> float:
-    """Bytes that every policy holds: the state, its gradients, one layer at work, a chunk of logits."""
+    """Bytes that every policy holds: the state, its gradients, one layer at work, a chunk of logits, a teacher."""
     state = size.trained * 4 * (2 + size.moments) + size.frozen * size.frozen_bytes
     head = HEAD_BYTES + 6.0 * student.vocab_size * student.hidden_size / size.tensor
-    return state + head + 2 * size.tokens * _layer_numbers(student, size) * size.itemsize
+    return size.teacher + state + head + 2 * size.tokens * _layer_numbers(student, size) * size.itemsize
 
 
 def kept_bytes(student: ModelConfig, size: StepSize, policy: str) -> float:
@@ -159,6 +161,21 @@ def _layer_numbers(student: ModelConfig, size: StepSize) -> float:
     """Results of one layer's matrix products for one token, but the last one's, which nothing needs again."""
     heads = (student.num_heads + 2 * student.num_kv_heads) * student.head_dim
     return student.hidden_size + (heads + 2 * student.intermediate_size) / size.tensor
+
+
+def teacher_bytes(
+    train: TrainConfig, teacher: ModelConfig, numbers: int, byte: float, sizes: Mapping[str, int], student: StepSize
+) -> float:
+    """Bytes of one device: the teacher's parameters, what it says of a micro-batch, and its chunk of logits.
+
+    Args:
+      numbers, byte: its parameters, and the bytes of one.
+      student: of the step that it works beside.
+    """
+    assert train.distill is not None
+    axes = ("tensor",) if train.distill.replicate else ("fsdp", "tensor", "context")
+    ways = math.prod(sizes[axis] for axis in axes)
+    return numbers * byte / ways + student.tokens * teacher.hidden_size * student.itemsize + HEAD_BYTES
 
 
 def step_size(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,7 +31,8 @@ from jaxdistill.losses import (
     sorted_distillation,
     topk_distillation,
 )
-from jaxdistill.models import Decoder, abstract_model, load_hf, params_of, with_params
+from jaxdistill.models import Decoder, ModelConfig, abstract_model, load_hf, params_of, with_params
+from jaxdistill.models.adapters import read_peft
 from jaxdistill.parallel.mesh import RULES
 from jaxdistill.records import RunDir
 from jaxdistill.tokenization import TokenMap
@@ -187,6 +189,24 @@ def share_schedule(config: DistillConfig, steps: int) -> Callable[[jax.Array], j
     return share
 
 
+def teacher_shape(config: RunConfig) -> ModelConfig | None:
+    """The shape of the teacher that is distilled online; None without one."""
+    d = config.train.distill
+    if d is None or d.source == "stored":
+        return None
+    folder = _teacher_folder(config, d)
+    if hub.is_adapter(folder):
+        _, base, revision = read_peft(folder)
+        folder = hub.fetch(base, revision)
+    return ModelConfig.from_hf(hub.read_config(folder), f"{folder}/config.json")
+
+
+def _teacher_folder(config: RunConfig, d: DistillConfig) -> Path:
+    name = d.teacher or config.traces.teacher
+    assert name is not None
+    return hub.fetch(name, d.revision if d.teacher else config.traces.revision)
+
+
 def set_up_distillation(
     config: RunConfig, run: RunDir, mesh: Mesh, steps: int, batches: Batches, columns: int
 ) -> tuple[Distillation | None, Any, dict[str, Any]]:
@@ -210,7 +230,7 @@ def set_up_distillation(
         return Distillation(**shared, stored=batches.topk), None, {"topk": batches.topk_origin}
     name = d.teacher or config.traces.teacher
     assert name is not None
-    folder = hub.fetch(name, d.revision if d.teacher else config.traces.revision)
+    folder = _teacher_folder(config, d)
     vocabulary = same_vocabulary(TokenMap.of(run.tokenizer), TokenMap.of(folder), name, columns)
     rules = {**RULES, "embed": None} if d.replicate else RULES
     loaded = load_hf(folder, mesh, rules, config.train.compute_dtype, param_dtype=d.dtype)

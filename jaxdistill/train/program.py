@@ -29,7 +29,14 @@ from jaxdistill.parallel import mesh as meshes
 from jaxdistill.parallel.mesh import RULES
 from jaxdistill.parallel.options import step_options
 from jaxdistill.train.contrastive import Contrast
-from jaxdistill.train.defaults import compute_dtype_of, layer_parts_of, micro_batches_of, remat_of, step_size
+from jaxdistill.train.defaults import (
+    compute_dtype_of,
+    layer_parts_of,
+    micro_batches_of,
+    remat_of,
+    step_size,
+    teacher_bytes,
+)
 from jaxdistill.train.distill import Distillation
 from jaxdistill.train.optimizer import make_optimizer, make_schedule
 from jaxdistill.train.step import State, make_step, state_shapes, state_shardings
@@ -66,12 +73,14 @@ def settle(
     *,
     base_dtype: str = "float32",
     memory: float | None = None,
+    teacher: ModelConfig | None = None,
 ) -> TrainConfig:
     """`train` with nothing left open: its `micro_batches`, `compute_dtype` and `remat` are those of this mesh.
 
     Args:
       base_dtype: of parameters that are not trained.
       memory: bytes of one device, for devices that are not here; those that are tell themselves.
+      teacher: the shape of the one that is distilled online, if there is one.
     Raises:
       ValueError: a remat policy or an attention kernel that the devices do not have.
     """
@@ -93,6 +102,10 @@ def settle(
         train, student, mesh.shape, row_tokens, parts,
         trained=trained, frozen=frozen, frozen_bytes=PARAM_BYTES[base_dtype], itemsize=jax.numpy.dtype(dtype).itemsize,
     )  # fmt: skip
+    if teacher is not None and train.distill is not None:
+        numbers = sum(x.size for x in jax.tree.leaves(params_of(abstract_model(teacher))))
+        byte = PARAM_BYTES[train.distill.dtype]
+        size = dataclasses.replace(size, teacher=teacher_bytes(train, teacher, numbers, byte, mesh.shape, size))
     remat: Any = remat_of(train, platform, student, size, memory or memory_of(mesh))
     return dataclasses.replace(train, micro_batches=parts, compute_dtype=cast(Any, dtype), remat=remat)
 

@@ -18,7 +18,7 @@ from jaxdistill.tokenization import load_tokenizer
 from jaxdistill.train.answering import set_up_answerer
 from jaxdistill.train.checkpoint import Checkpoints, Restored
 from jaxdistill.train.contrastive import Contrast
-from jaxdistill.train.distill import set_up_distillation
+from jaxdistill.train.distill import set_up_distillation, teacher_shape
 from jaxdistill.train.feed import TrainRows
 from jaxdistill.train.grading import set_up_grader
 from jaxdistill.train.on_policy import Rollouts, graded
@@ -57,7 +57,7 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
     student, lora = student_shape(config.student, len(tokenizer), batches.row_tokens), lora_of(config.student)
     mesh = make_mesh(to_dict(config.train.mesh))
     base = config.student.lora.base_dtype if config.student.lora else "float32"
-    t = settle(config.train, student, lora, mesh, batches.row_tokens, base_dtype=base)
+    t = settle(config.train, student, lora, mesh, batches.row_tokens, base_dtype=base, teacher=teacher_shape(config))
     config = dataclasses.replace(config, train=t)
     steps = t.steps or math.ceil((t.epochs or 0) * batches.rows / t.batch_rows)
     contrast, pairs = set_up_contrast(config, run, mesh, student.vocab_size)

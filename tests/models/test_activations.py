@@ -71,6 +71,17 @@ def test_the_gate_is_computed_in_fp32_and_rounded_once(activation):
         np.testing.assert_allclose(ours.astype(jnp.float32), reference, rtol=2**-8, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+def test_dropout_keeps_the_mean_in_bf16_too(share):
+    x = jnp.asarray(np.random.default_rng(8).normal(size=1 << 18), BF16)
+    kept = np.asarray(layers.dropout(x, share, jax.random.key(0)), np.float64)
+    wide = np.asarray(x, np.float64)
+    used = kept != 0
+    # what is left is scaled by 1 / (1 - share), but for roundings that cancel
+    factor = (kept * wide)[used].sum() / (wide * wide)[used].sum()
+    assert abs(factor * (1 - share) - 1) < 1e-4
+
+
 def test_a_product_sums_in_fp32_and_rounds_once():
     rng = np.random.default_rng(2)
     x, w = jnp.asarray(rng.normal(size=(5, 2048)), BF16), jnp.asarray(rng.normal(size=(2048, 3)), jnp.float32)
@@ -189,6 +200,24 @@ def test_layers_that_take_rows_in_parts_change_nothing(tmp_path, sizes, family):
         np.testing.assert_allclose(got, want, rtol=1e-4)
         for a, b in zip(jax.tree.leaves(by_whole), jax.tree.leaves(by_parts), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()) + 1e-6)
+
+
+@pytest.mark.parametrize(("sizes", "rows"), [(None, 3), (None, 6), ({"data": 2}, 4)])
+def test_rows_that_the_parts_do_not_divide_are_taken_in_fewer(tmp_path, sizes, rows):
+    """A step's pairs, its rollouts, and the stored rows that these leave need not be as many as the step's rows."""
+    tiny.make("qwen3", tmp_path, tie=True, num_attention_heads=4, num_key_value_heads=2, vocab_size=96)
+    mesh = None if sizes is None else make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+    model, ids = load_hf(tmp_path, mesh), jnp.asarray(tokens_of((rows, 24), vocab=96))
+
+    def loss(params, parts):
+        abstract = abstract_model(model.config, mesh=mesh, remat="full", layer_parts=parts)
+        return jnp.sum(with_params(abstract, params).hidden(ids) ** 2)
+
+    compiled = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    (want, by_whole), (got, by_parts) = (compiled(params_of(model), parts) for parts in (1, 4))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(by_whole), jax.tree.leaves(by_parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()) + 1e-6)
 
 
 def test_every_remat_policy_keeps_what_it_says(tmp_path):

@@ -110,6 +110,19 @@ def test_what_differs_is_found_and_placed(tmp_path, name, place, factor):
     assert place in str(found) and "transformers' logits differ by " in str(found)
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight"])
+def test_infinite_logits_are_none(tmp_path, name):
+    """One weight is too large: infinity differs from a number by no more than a share of infinity."""
+    tiny.make("qwen3", tmp_path)
+    model = load_hf(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name].view(-1)[5] = float("inf")
+    save_file(tensors, file, {"format": "pt"})
+    found = compare_with_transformers(model, tmp_path)
+    assert found.logit_scale == float("inf") and not found.agrees
+
+
 def test_a_config_that_says_something_else_is_found(tmp_path):
     tiny.make("qwen3", tmp_path)
     model = load_hf(tmp_path)

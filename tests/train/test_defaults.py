@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from jaxdistill.config import ContrastiveConfig, OnPolicyConfig, build
+from jaxdistill.config import ContrastiveConfig, DistillConfig, OnPolicyConfig, build
 from jaxdistill.models import ModelConfig, abstract_model, params_of
 from jaxdistill.models.published import PUBLISHED
 from jaxdistill.parallel.mesh import make_mesh
@@ -20,6 +20,7 @@ from jaxdistill.train.defaults import (
     remat_of,
     resident_bytes,
     step_size,
+    teacher_bytes,
 )
 from jaxdistill.train.program import settle
 from tests.helpers import TINY
@@ -121,6 +122,25 @@ def published_size(name, rows, *, tokens=8192, **sizes):
 def test_what_is_kept_is_the_most_that_memory_holds(name, rows, gib, policy):
     shape, size = published_size(name, rows)
     assert remat_of(train(), "gpu", shape, size, gib and gib * 2**30) == policy
+
+
+def test_a_teacher_on_the_same_devices_leaves_less_to_keep():
+    """An H100 would hold all products of 8 rows, but not beside a teacher of 16 GB."""
+    shape, size = published_size("Qwen3-0.6B", 8)
+    teacher = ModelConfig.from_hf(PUBLISHED["Qwen3-8B"][0], "Qwen3-8B")
+    online = dataclasses.replace(train(), distill=DistillConfig(source="online", teacher="Qwen3-8B"))
+    beside = teacher_bytes(online, teacher, 8_190_735_360, 2.0, ONE, size)
+    assert 16.4e9 < beside < 19e9
+    together = dataclasses.replace(size, teacher=beside)
+    assert resident_bytes(shape, together) == resident_bytes(shape, size) + beside
+    memory = 75.1 * 2**30
+    assert remat_of(train(), "gpu", shape, size, memory) == "dots"
+    assert remat_of(online, "gpu", shape, together, memory) == "attention"
+    eight, replicated = ONE | {"fsdp": 8}, dataclasses.replace(online.distill, replicate=True)
+    split = teacher_bytes(online, teacher, 8_190_735_360, 2.0, eight, size)
+    whole = dataclasses.replace(online, distill=replicated)
+    assert teacher_bytes(whole, teacher, 8_190_735_360, 2.0, eight, size) == beside
+    assert beside - split == pytest.approx(8_190_735_360 * 2.0 * 7 / 8)
 
 
 def test_more_memory_never_keeps_less_and_what_the_config_says_holds():
