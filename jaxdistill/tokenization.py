@@ -120,10 +120,14 @@ def render_prompts(
     tokenizer: PreTrainedTokenizerBase, problems: list[str], *, system: str | None = None, suffix: str = ""
 ) -> list[list[int]]:
     """`render_prompt` of many problems, several times faster; control tokens in a problem are text."""
-    first = [{"role": "system", "content": system}] if system else []
-    asked = [quote(tokenizer, problem) + suffix for problem in problems]
-    chats = [[*first, {"role": "user", "content": text}] for text in asked]
+    chats = chats_of([quote(tokenizer, problem) for problem in problems], system, suffix)
     return encode_prompts(tokenizer, render_chats(tokenizer, chats))
+
+
+def chats_of(problems: list[str], system: str | None = None, suffix: str = "") -> list[list[dict[str, str]]]:
+    """The chats that ask for problems."""
+    first = [{"role": "system", "content": system}] if system else []
+    return [[*first, {"role": "user", "content": problem + suffix}] for problem in problems]
 
 
 def quote(tokenizer: PreTrainedTokenizerBase, problem: str) -> str:
