@@ -120,8 +120,13 @@ def _encode_quoted(text: str, whole: Any, control: Control) -> tuple[list[int], 
     """Control tokens part a text into pieces that are tokenized by themselves; those with a mark are tokenized anew."""
     ids: list[int] = []
     starts: list[int] = []
-    known = set(control.ids.values())
-    borders = [k for k, i in enumerate(whole.ids) if i in known]
+    known = {i: name for name, i in control.ids.items()}
+    # an unknown character has an id among them, too, and is written otherwise
+    borders = [
+        k
+        for k, (i, (a, b)) in enumerate(zip(whole.ids, whole.offsets, strict=True))
+        if i in known and known[i] in text[a:b]
+    ]
     first, begin = 0, 0
     for k in [*borders, len(whole.ids)]:
         end = whole.offsets[k][0] if k < len(whole.ids) else len(text)

@@ -29,7 +29,7 @@ PROBES = (
     "Ned has 60 apples, Bob's 1,234,567.89 more: 3*x^2 - 5 = 0.\n\n\tI'm  sure   it isn't 007.\r\n",
     "def f(x):\n    return {'a': [1, 2]}  # ok\n\n\n",
     "<think>\nSo \\boxed{\\frac{1}{2}}.\n</think>\n\n",
-    "na\u00efve cafe\u0301 \u00bd \u2260 \u6f22\u5b57\u3002 \u041f\u0440\u0438\u0432\u0435\u0442 \U0001f600\u200b\u00a0end ",
+    "na\u00efve cafe\u0301 \u00bd \u2260 \u6f22\u5b57 \u041f\u0440\u0438\u0432\u0435\u0442 \U0001f600\u200b\u00a0",
     " ",
 )
 """Texts in which tokenizers differ: numbers, contractions, white space, code, tags, several scripts."""
@@ -54,32 +54,32 @@ def difference(ours: PreTrainedTokenizerBase, folder: Path, sample: Sample) -> s
     from transformers import AutoTokenizer
 
     try:
-        theirs = AutoTokenizer.from_pretrained(folder)
+        theirs: Any = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever it is, nobody could load it
         return f"transformers does not load the tokenizer: {' '.join(str(error).split())[:300]}"
+    by = f"by transformers' {type(theirs).__name__}"
     for name in ("eos_token_id", "bos_token_id", "pad_token_id", "chat_template"):
         mine, other = getattr(ours, name), getattr(theirs, name)
         # a template may be stored with a line's end or without
         if mine != other and not (isinstance(mine, str) and isinstance(other, str) and mine.strip() == other.strip()):
-            return f"{name} is {str(mine)[:60]!r}, and {str(other)[:60]!r} by transformers' {type(theirs).__name__}"
+            return f"{name} is {str(mine)[:60]!r}, and {str(other)[:60]!r} {by}"
     chats = chats_of([quote(ours, problem) for problem in sample.problems], sample.system, sample.suffix)
     rendered = render_chats(ours, chats) if chats else []
     more: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "strftime_now": now_of(ours)}
     for chat, mine in zip(chats, rendered, strict=True):
         other = theirs.apply_chat_template(chat, **more)
         if mine != other:
-            return f"a prompt is {_around(mine, other)} by transformers"
+            return f"a prompt is {_around(mine, other)} {by}"
     # quoted control tokens are text for us alone
     texts = [text for text in rendered if control.MARK not in text]
     pattern = control.in_responses(ours).pattern
     texts += [text for text in (*sample.responses, *PROBES) if not pattern.search(text)]
-    mine = encode_prompts(ours, texts)
-    other = theirs(texts, add_special_tokens=False)["input_ids"] if texts else []
-    for text, a, b in zip(texts, mine, other, strict=True):
-        if a != b:
-            return f"{_ids(ours, theirs, text, a, b)} by transformers' {type(theirs).__name__}"
-        if ours.decode(a) != theirs.decode(a):
-            return f"the text of {a[:8]}... is {_around(str(ours.decode(a)), str(theirs.decode(a)))} by transformers"
+    other_ids = theirs(texts, add_special_tokens=False)["input_ids"]
+    for text, mine, other in zip(texts, encode_prompts(ours, texts), other_ids, strict=True):
+        if mine != other:
+            return f"{_ids(ours, theirs, text, mine, other)} {by}"
+        if ours.decode(mine) != theirs.decode(other):
+            return f"the text of {mine[:8]}... is {_around(str(ours.decode(mine)), str(theirs.decode(other)))} {by}"
     return None
 
 
@@ -110,9 +110,9 @@ def _unknown_end(folder: Path, end: int) -> str | None:
 def settle(folder: Path, model_type: str) -> str | None:
     """Writes a tokenizer's folder so that AutoTokenizer reads it as we do, beside a model of this type.
 
-    Where transformers goes by `tokenizer_class`, that becomes the plain class, which is tokenizer.json. Where it goes by
-    the model's type alone (qwen2), tokenizer.json gets the pre-tokenizer that transformers would put in its place: then
-    every program cuts words alike, and training does, too.
+    Where transformers goes by `tokenizer_class`, that becomes the plain class, which is tokenizer.json. Where it goes
+    by the model's type alone (qwen2), tokenizer.json gets the pre-tokenizer that transformers would put in its place:
+    then every program cuts words alike, and training does, too.
 
     Returns:
       What was changed, for people; None if nothing.
@@ -138,7 +138,8 @@ def settle(folder: Path, model_type: str) -> str | None:
         if found() is None:
             return f"tokenizer_class is now {PLAIN_CLASS} instead of {was}, under which {first}"
         # a class that needs an unknown token adds one, for which the model has no embedding
-        path.write_text(json.dumps({"unk_token": settings["eos_token"]} | settings, indent=2, ensure_ascii=False) + "\n")
+        settings = {"unk_token": settings["eos_token"]} | settings
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         found()
         _take_words(folder / "tokenizer.json", place)
         last = found()
@@ -154,7 +155,8 @@ def _take_words(path: Path, place: Path) -> None:
     """Puts AutoTokenizer's normalizer, pre-tokenizer and decoder into a tokenizer.json."""
     from transformers import AutoTokenizer
 
-    theirs = json.loads(AutoTokenizer.from_pretrained(place).backend_tokenizer.to_str())
+    tokenizer: Any = AutoTokenizer.from_pretrained(place)
+    theirs = json.loads(tokenizer.backend_tokenizer.to_str())
     state = json.loads(path.read_text())
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         state[part] = theirs[part]
@@ -171,9 +173,7 @@ def _around(a: str, b: str) -> str:
     return f"{a[start : at + 20]!r}, and {b[start : at + 20]!r}"
 
 
-def _ids(
-    ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, text: str, a: Sequence[int], b: Sequence[int]
-) -> str:
+def _ids(ours: Any, theirs: Any, text: str, a: Sequence[int], b: Sequence[int]) -> str:
     at = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
     mine, other = ours.convert_ids_to_tokens(list(a[at : at + 4])), theirs.convert_ids_to_tokens(list(b[at : at + 4]))
     return (

@@ -190,9 +190,9 @@ def encode_responses(tokenizer: PreTrainedTokenizerBase, responses: list[str]) -
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends the assistant's turn: the first special token that the template writes behind a response.
 
-    That is Gemma's `<end_of_turn>`, not its `<eos>`, and `<|im_end|>` of a base model that was given ChatML. White space
-    before it, and what comes behind it, is not the student's to write, for generation stops there. A template that
-    writes text alone behind a response has nothing that an engine stops at: then it is the tokenizer's eos.
+    That is Gemma's `<end_of_turn>`, not its `<eos>`, and `<|im_end|>` of a base model that was given ChatML. White
+    space before it, and what comes behind it, is not the student's to write, for generation stops there. A template
+    that writes text alone behind a response has nothing that an engine stops at: then it is the tokenizer's eos.
     """
     return _end_of_turn(tokenizer, str(tokenizer.chat_template))
 
@@ -230,9 +230,13 @@ def decode_response(
 
 
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end a response: the template's end of the turn, the tokenizer's eos, and what `generation_config.json`
-    and `config.json` name."""
-    found = {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    """Tokens that end a response: the template's end of the turn, the tokenizer's eos, and what the configs name."""
+    return sorted({tokenizer.eos_token_id, end_of_turn(tokenizer), *config_stops(folder)})
+
+
+def config_stops(folder: Path) -> list[int]:
+    """Tokens that end a response by a folder's `generation_config.json` and `config.json`."""
+    found: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
             eos = json.loads((folder / name).read_text()).get("eos_token_id")

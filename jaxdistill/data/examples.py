@@ -74,9 +74,7 @@ def tokenize(
     stops = stop_ids(Path(tokenizer.name_or_path), tokenizer)
     added = tokenizer.added_tokens_decoder
     names = tuple(added[i].content for i in stops if i in added)
-    responses = [
-        _without_end(response_text(text.response, text.content, response, ending), names) for text in texts
-    ]
+    responses = [_without_end(response_text(text.response, text.content, response, ending), names) for text in texts]
     examples = []
     for text, prompt, written, (ids, starts) in zip(
         texts, prompts, responses, encode_responses(tokenizer, responses), strict=True

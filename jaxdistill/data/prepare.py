@@ -36,7 +36,7 @@ from jaxdistill.data import (
 from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.store import Examples, scratch
 from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_records, write_json
-from jaxdistill.tokenization import PROMPTS, day_of, load_tokenizer
+from jaxdistill.tokenization import PROMPTS, config_stops, day_of, load_tokenizer
 
 ORIGINS = "origins.parquet"
 ROUND = 128
@@ -125,26 +125,13 @@ def prepare_tokenizer(config: RunConfig, run: RunDir, shared: RunDir) -> None:
                     "special_tokens_map.json",
                 ):
                     shutil.copyfile(file, folder / file.name)
-            write_json(folder / "generation_config.json", {"eos_token_id": _ends(source)})
+            write_json(folder / "generation_config.json", {"eos_token_id": config_stops(source)})
         if template is not None:
             (folder / "chat_template.jinja").write_text(template)
         write_json(folder / PROMPTS, {"day": shared.first_day()})
         changed = served.settle(folder, _model_type(config))
         if changed is not None:
             progress.say(f"  the student's tokenizer: {changed}")
-
-
-def _ends(source: Path) -> list[int]:
-    """Tokens that end a response, by a checkpoint's configs; none of a folder that has a tokenizer alone."""
-    found: set[int] = set()
-    for known in (hub.read_generation_config(source), hub.read_config(source) if _is_model(source) else {}):
-        eos = known.get("eos_token_id")
-        found.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    return sorted(found)
-
-
-def _is_model(source: Path) -> bool:
-    return (source / "config.json").is_file()
 
 
 def _model_type(config: RunConfig) -> str:

@@ -34,6 +34,7 @@ CHATML = (
 )
 BUILT_IN = {"plain": PLAIN, "chatml": CHATML}
 """What `data.chat_template` may name instead of a file."""
+PROBLEM = "1 + 1 = ?"
 _MARKERS = re.compile(r"<\|(\w+)\|>")
 
 
@@ -62,13 +63,18 @@ def check_template(
     """Renders one prompt, and says how every prompt of this template ends.
 
     Raises:
-      ValueError: the template refuses the chat (some know no system role), or closes the thinking that is to be
-        learned, or is written in tokens that the tokenizer lacks, or starts with two BOS, or the tokenizer loses
-        `<think>`.
+      ValueError: the template refuses the chat (some know no system role), leaves the problem out, closes the thinking
+        that is to be learned, starts with two BOS, or is ChatML without its tokens; or the tokenizer loses `<think>`.
     """
-    ids = render_prompt(tokenizer, "1 + 1 = ?", system=system, suffix=suffix)
+    ids = render_prompt(tokenizer, PROBLEM, system=system, suffix=suffix)
+    text = str(tokenizer.decode(ids, skip_special_tokens=False))
+    if PROBLEM not in text:
+        raise ValueError(
+            f"the student's chat template leaves the problem out of the prompt ({text[:80]!r}); it may want messages "
+            f"of parts, which have none here; set data.chat_template ({', '.join(BUILT_IN)} or a file)."
+        )
     _check_tokens(tokenizer, ids)
-    ending = ending_of(str(tokenizer.decode(ids, skip_special_tokens=False)))
+    ending = ending_of(text)
     if ending.thinking == "closed" and response == "reasoning":
         raise ValueError(
             "the student's chat template closes the thinking before the response begins, so that no reasoning can be "
