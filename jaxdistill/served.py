@@ -141,14 +141,21 @@ def settle(folder: Path, model_type: str) -> str | None:
         settings = {"unk_token": settings["eos_token"]} | settings
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         found()
+        before = _read(folder, PROBES[0])
         _take_words(folder / "tokenizer.json", place)
-        last = found()
+        last = found() or (None if _read(folder, PROBES[0]) == before else f"text is lost, as in {before[:40]!r}")
     if last is not None:
         raise ValueError(
             f"transformers reads this tokenizer otherwise in a {model_type} model: {last}; give the student another "
             "tokenizer, or start from another architecture (qwen3 and llama take any)."
         )
     return f"words are cut as transformers does it in every {model_type} model; as the files had it, {first}"
+
+
+def _read(folder: Path, text: str) -> str:
+    """A text as its ids have it."""
+    tokenizer = load_tokenizer(str(folder))
+    return str(tokenizer.decode(encode_prompts(tokenizer, [text])[0]))
 
 
 def _take_words(path: Path, place: Path) -> None:

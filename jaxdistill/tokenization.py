@@ -51,6 +51,9 @@ def load_tokenizer(name: str, revision: str | None = None, *, day: str | None = 
         raise ValueError(f"{folder}: the tokenizer has no eos token; set eos_token in tokenizer_config.json.")
     _read_as_transformers(tokenizer, folder)
     known = json.loads((folder / PROMPTS).read_text()) if (folder / PROMPTS).is_file() else {}
+    # left behind by whoever saved it: transformers sets them anew at every call, and here they would cut what is long
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.init_kwargs[_DAY] = day or known.get("day") or datetime.date.today().isoformat()
     return tokenizer
 
@@ -61,15 +64,18 @@ def _read_as_transformers(tokenizer: PreTrainedTokenizerBase, folder: Path) -> N
     What else may differ is found where it can be mended (`jaxdistill.served`).
     """
     import transformers
+    from tokenizers import decoders
 
     path = folder / "config.json"
     if not path.is_file() or hub.read_config(folder).get("model_type") != "qwen2":
         return
-    if not hasattr(transformers, "TokenizersBackend"):  # transformers 4 reads tokenizer.json
+    ours = tokenizer.backend_tokenizer
+    # transformers 4 reads tokenizer.json; and what is not byte-level would lose its spaces
+    if not hasattr(transformers, "TokenizersBackend") or not isinstance(ours.decoder, decoders.ByteLevel):
         return
     from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
-    theirs, ours = Qwen2Tokenizer().backend_tokenizer, tokenizer.backend_tokenizer
+    theirs = Qwen2Tokenizer().backend_tokenizer
     ours.normalizer, ours.pre_tokenizer, ours.decoder = theirs.normalizer, theirs.pre_tokenizer, theirs.decoder
 
 

@@ -133,3 +133,18 @@ def test_a_dated_prompt_is_compared_on_the_runs_day(tmp_path):
     template = "{{ strftime_now('%Y') + '\n' }}" + (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template)
     assert served.difference(load_tokenizer(str(folder), day="1999-12-31"), folder, Sample([QUESTION])) is None
+
+
+def test_a_tokenizer_that_loses_its_text_as_qwen2_is_refused(tmp_path):
+    """Not byte-level, as Llama 2's: transformers would read it by qwen2's rules all the same."""
+    folder = demo(tmp_path / "t")
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+
+    def words(state):
+        state |= {"pre_tokenizer": space, "decoder": space, "normalizer": None}
+        vocabulary = {"\u2581" if text == "\u0120" else text: i for text, i in state["model"]["vocab"].items()}
+        state["model"] |= {"vocab": vocabulary, "merges": []}
+
+    changed_tokenizer(folder, words)
+    with pytest.raises(ValueError, match=r"otherwise in a qwen2 model: .*qwen3 and llama take any"):
+        served.settle(folder, "qwen2")

@@ -238,3 +238,21 @@ def test_a_templates_own_default_of_a_date_stays(tmp_path):
 
 def _user(text):
     return {"role": "user", "content": text}
+
+
+# ------------------------------------------------------------------------------------- what a file was saved with
+
+
+def test_a_length_saved_with_a_tokenizer_cuts_nothing(tmp_path):
+    """spiceai/spiceai#13416: `truncation` and `padding` that somebody saved into tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    folder = demo(tmp_path)
+    saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    saved.enable_truncation(8)
+    saved.enable_padding(length=64)
+    saved.save(str(folder / "tokenizer.json"))
+    ours, plain = load_tokenizer(str(folder)), load_tokenizer("demo")
+    for text in ("5", "Ned has 60 apples. " * 9):
+        assert render_prompt(ours, text) == render_prompt(plain, text)
+        assert encode_response(ours, text) == encode_response(plain, text)

@@ -127,11 +127,23 @@ def prepare_tokenizer(config: RunConfig, run: RunDir, shared: RunDir) -> None:
                     shutil.copyfile(file, folder / file.name)
             write_json(folder / "generation_config.json", {"eos_token_id": config_stops(source)})
         if template is not None:
+            _drop_templates(folder)
             (folder / "chat_template.jinja").write_text(template)
         write_json(folder / PROMPTS, {"day": shared.first_day()})
         changed = served.settle(folder, _model_type(config))
         if changed is not None:
             progress.say(f"  the student's tokenizer: {changed}")
+
+
+def _drop_templates(folder: Path) -> None:
+    """Of the places where a template may stand, programs look into different ones first."""
+    for file in [*folder.glob("*.jinja"), folder / "chat_template.json"]:
+        file.unlink(missing_ok=True)
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        settings = json.loads(path.read_text())
+        if settings.pop("chat_template", None) is not None:
+            write_json(path, settings)
 
 
 def _model_type(config: RunConfig) -> str:
