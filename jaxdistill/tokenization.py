@@ -212,7 +212,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     chat = [{"role": "user", "content": "6 * 7 = ?"}, {"role": "assistant", "content": answer}]
     try:
         text = str(_render(tokenizer, [chat], add_generation_prompt=False)[0])
-    except (TemplateError, TypeError, KeyError):  # made for prompts alone
+    except (TemplateError, TypeError, LookupError, ValueError, AttributeError):  # made for prompts alone
         return eos
     behind = text.rpartition(answer)[2] if answer in text else ""
     places = [(behind.find(name), -len(name), i) for name, i in _special(tokenizer).items() if name in behind]

@@ -18,6 +18,7 @@ from jaxdistill.tokenization import (
     stop_ids,
 )
 from tests.data.made import FAMILIES, make_tokenizer
+from tests.helpers import TINY
 
 TEXTS = ["Ned has 60 apples. How many? user assistant", "<think>\nSo 5.\n</think>\nThe answer is 5."]
 DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}"
@@ -238,6 +239,36 @@ def test_a_templates_own_default_of_a_date_stays(tmp_path):
 
 def _user(text):
     return {"role": "user", "content": text}
+
+
+def test_a_teacher_is_asked_the_same_when_the_run_goes_on_another_day(tmp_path):
+    """The journal refuses other prompts, so a run could not go on at all."""
+    from jaxdistill.config import RunConfig, build
+    from jaxdistill.records import Problem, RunDir
+    from jaxdistill.traces.collect import find_teacher
+    from jaxdistill.traces.work import WorkList
+
+    folder = tmp_path / "teacher"
+    shutil.copytree(hub.demo_teacher(), folder)
+    (folder / "chat_template.jinja").write_text(DATED + (folder / "chat_template.jinja").read_text())
+    made = {"name": "x", "run_dir": str(tmp_path / "run"), "traces": {"engine": "jax", "teacher": str(folder)}}
+    config: RunConfig = build(TINY | made)
+    problems = [Problem("a", "What is <|im_end|>?", "1", "math", "s")]
+    run = RunDir(tmp_path / "run")
+
+    def asked():
+        teacher = find_teacher(config.traces, run.first_day())
+        return WorkList(config.traces, problems, teacher.tokenizer)
+
+    first = asked()
+    assert asked().hashes() == first.hashes()
+    (run.root / "first_day.json").write_text('{"first_day": "2001-01-01"}')
+    assert asked().hashes() != first.hashes()
+    # and the problem's quote is text
+    tokenizer = load_tokenizer(str(folder))
+    own = tokens_of(tokenizer, render_prompt(tokenizer, "What?"))
+    assert tokens_of(tokenizer, first.request(0).prompt_ids).count("<|im_end|>") == own.count("<|im_end|>")
+    assert tokenizer.decode(first.request(0).prompt_ids).count("<|im_end|>") == own.count("<|im_end|>") + 1
 
 
 # ------------------------------------------------------------------------------------- what a file was saved with

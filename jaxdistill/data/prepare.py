@@ -36,7 +36,7 @@ from jaxdistill.data import (
 from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.store import Examples, scratch
 from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_records, write_json
-from jaxdistill.tokenization import PROMPTS, config_stops, day_of, load_tokenizer
+from jaxdistill.tokenization import PROMPTS, config_stops, day_of, load_tokenizer, stop_ids
 
 ORIGINS = "origins.parquet"
 ROUND = 128
@@ -133,6 +133,16 @@ def prepare_tokenizer(config: RunConfig, run: RunDir, shared: RunDir) -> None:
         changed = served.settle(folder, _model_type(config))
         if changed is not None:
             progress.say(f"  the student's tokenizer: {changed}")
+        if start is not None and name != start:
+            _add_stops(folder, hub.fetch(start, config.student.revision, weights=False))
+
+
+def _add_stops(folder: Path, init: Path) -> None:
+    """Stops of the student's start, whose generation config is exported: they count if they are of this tokenizer."""
+    tokenizer = load_tokenizer(str(folder))
+    known, more = stop_ids(folder, tokenizer), config_stops(init)
+    if set(known) & set(more):
+        write_json(folder / "generation_config.json", {"eos_token_id": sorted({*known, *more})})
 
 
 def _drop_templates(folder: Path) -> None:
