@@ -253,7 +253,7 @@ def test_a_teacher_is_asked_the_same_when_the_run_goes_on_another_day(tmp_path):
     (folder / "chat_template.jinja").write_text(DATED + (folder / "chat_template.jinja").read_text())
     made = {"name": "x", "run_dir": str(tmp_path / "run"), "traces": {"engine": "jax", "teacher": str(folder)}}
     config: RunConfig = build(TINY | made)
-    problems = [Problem("a", "What is <|im_end|>?", "1", "math", "s")]
+    problems = [Problem(id="a", prompt="What is <|im_end|>?", answer="1", domain="math", source="s")]
     run = RunDir(tmp_path / "run")
 
     def asked():
