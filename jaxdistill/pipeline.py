@@ -244,7 +244,10 @@ def _remember(config: RunConfig) -> None:
     """Leaves the config in the run's folder; a stage's manifest says what that stage was made with."""
     path = Path(config.run_dir) / CONFIG
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    if processes.is_first() and not (path.is_file() and path.read_text() == text):
+    if not processes.is_first():
+        return
+    RunDir(path.parent).first_day()
+    if not (path.is_file() and path.read_text() == text):
         with atomic_file(path) as temporary:
             temporary.write_text(text)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MANIFEST = "manifest.json"
+FIRST_DAY = "first_day.json"
+"""In a run's folder: the day on which it began."""
 CACHE = "cache"
 """Folder in a stage's own, of results that are found by their contents: it may outlive the output, or be lost."""
 
@@ -183,6 +186,24 @@ class RunDir:
     @property
     def tokenizer(self) -> Path:
         return self.root / "tokenizer"
+
+    def first_day(self, note: bool = True) -> str:
+        """The day on which the run began, `2026-01-31`: that of chat templates which write a date.
+
+        A run within another one's folder (a baseline, a round of `star`) has that one's.
+
+        Args:
+          note: write it down if nobody has, so that a run that goes on tomorrow asks the same.
+        """
+        root = self.root.absolute()
+        for place in (root, *root.parents[:3]):
+            if (place / FIRST_DAY).is_file():
+                return json.loads((place / FIRST_DAY).read_text())["first_day"]
+        day = datetime.date.today().isoformat()
+        if note:
+            root.mkdir(parents=True, exist_ok=True)
+            write_json(root / FIRST_DAY, {"first_day": day})
+        return day
 
     def baseline(self, name: str) -> RunDir:
         return RunDir(self.root / "baselines" / name)

@@ -133,7 +133,11 @@ class DataConfig:
     system: str | None = None
     suffix: str = ""
     chat_template: str | None = None
-    """Instead of the tokenizer's own: `plain`, `chatml`, or a file; for base models, which often have none."""
+    """Instead of the tokenizer's own: `plain`, `chatml`, or a file; for base models, which often have none.
+
+    `chatml` needs `<|im_start|>` and `<|im_end|>` in the tokenizer. A response ends with the token that the template
+    writes behind it. A template that writes the date has that of the run's first day.
+    """
     mixture: tuple[SourceConfig, ...] = ()
     """Sources and their weights; all kept traces of this run if empty."""
     curriculum: CurriculumConfig | None = None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from jaxdistill.data.templates import CLOSE, Ending, response_text
-from jaxdistill.tokenization import encode_responses, render_prompts
+from jaxdistill.tokenization import encode_responses, render_prompts, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +34,8 @@ class Example:
     """Of the response's tokens: how many characters of it stand from their first on, 0 for the eos."""
     written: str = ""
     """The response's text."""
+    ends_early: bool = False
+    """Whether a token that ends a response stands inside it, or is quoted there."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,10 +59,11 @@ def tokenize(
     system: str | None = None,
     suffix: str = "",
 ) -> list[Example]:
-    """Prompt and response are tokenized apart and concatenated; the response ends with the eos, which is trained.
+    """Prompt and response are tokenized apart and concatenated; the end of the assistant's turn is trained.
 
     The prompt is the chat template's up to where the assistant begins, so it is what the student is given later. The
-    eos is the tokenizer's, at which every engine stops, whatever else the template would write behind a turn.
+    end is `tokenization.end_of_turn`, at which engines stop, whatever else the template would write behind a turn. A
+    token that ends a response, written out at a response's end as raw samples have it, is that end, and not text.
 
     Args:
       ending: how the template's prompts end, from `check_template`.
@@ -67,7 +71,10 @@ def tokenize(
       ValueError: an empty response, of which nothing would be trained.
     """
     prompts = render_prompts(tokenizer, [text.problem for text in texts], system=system, suffix=suffix)
-    responses = [response_text(text.response, text.content, response, ending) for text in texts]
+    stops = stop_ids(Path(tokenizer.name_or_path), tokenizer)
+    added = tokenizer.added_tokens_decoder
+    names = tuple(added[i].content for i in stops if i in added)
+    responses = [_without_end(response_text(text.response, text.content, response, ending), names) for text in texts]
     examples = []
     for text, prompt, written, (ids, starts) in zip(
         texts, prompts, responses, encode_responses(tokenizer, responses), strict=True
@@ -81,8 +88,17 @@ def tokenize(
         thinking = bisect.bisect_left(starts, closed + len(CLOSE)) if closed >= 0 else 0
         regions = [PROMPT] * len(prompt) + [THINKING] * thinking + [ANSWER] * (len(ids) - thinking)
         left = [len(written) - start for start in starts]
-        examples.append(Example(text.trace_id, prompt + ids, regions, starts=left, written=written))
+        early = not set(stops).isdisjoint(ids[:-1]) or any(name in written for name in names)
+        examples.append(Example(text.trace_id, prompt + ids, regions, starts=left, written=written, ends_early=early))
     return examples
+
+
+def _without_end(response: str, stops: tuple[str, ...]) -> str:
+    bare = response.rstrip()
+    while stops and bare.endswith(stops):
+        response = bare.removesuffix(next(stop for stop in stops if bare.endswith(stop)))
+        bare = response.rstrip()
+    return response
 
 
 def count_steps(response: str, content: str) -> int:

@@ -146,6 +146,12 @@ def write_pairs(data: DataConfig, run: RunDir, taken: list[Taken], job: Job, row
     assert data.pairs is not None
     found, counts = find_pairs(data.pairs, taken)
     examples = _tokenized(found, job, run)
+    whole = [i for i, pair in enumerate(examples) if not any(example.ends_early for example in pair)]
+    if len(whole) < len(examples):
+        counts["early_eos_dropped"] = len(examples) - len(whole)
+        found, examples = [found[i] for i in whole], [examples[i] for i in whole]
+        if not found:
+            raise ValueError("data.pairs: a token that ends a response stands inside a trace of every pair.")
     if data.pairs.span == "step":
         examples = [(first_step(a, b), first_step(b, a)) for a, b in examples]
         told = [i for i, pair in enumerate(examples) if all(np.any(example.regions) for example in pair)]

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxdistill import hub, progress
+from jaxdistill import hub, progress, served
 from jaxdistill.config import DataConfig, RunConfig
 from jaxdistill.data import (
     curriculum,
@@ -36,7 +36,7 @@ from jaxdistill.data import (
 from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.store import Examples, scratch
 from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_records, write_json
-from jaxdistill.tokenization import load_tokenizer
+from jaxdistill.tokenization import PROMPTS, config_stops, day_of, load_tokenizer, stop_ids
 
 ORIGINS = "origins.parquet"
 ROUND = 128
@@ -83,6 +83,7 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         counts = _pack(config, run.tokens, examples) | {
             "overlong_dropped": store.overlong.total(),
             "early_eos_dropped": store.ends_early.total(),
+            "day": day_of(load_tokenizer(str(run.tokenizer))),
         }
         if codec is not None and readers is not None:
             counts["topk"] = stored.finish(run, codec, readers, store.covered / int(examples.lengths[:, 1:].sum()))
@@ -124,8 +125,42 @@ def prepare_tokenizer(config: RunConfig, run: RunDir, shared: RunDir) -> None:
                     "special_tokens_map.json",
                 ):
                     shutil.copyfile(file, folder / file.name)
+            write_json(folder / "generation_config.json", {"eos_token_id": config_stops(source)})
         if template is not None:
+            _drop_templates(folder)
             (folder / "chat_template.jinja").write_text(template)
+        write_json(folder / PROMPTS, {"day": shared.first_day()})
+        changed = served.settle(folder, _model_type(config))
+        if changed is not None:
+            progress.say(f"  the student's tokenizer: {changed}")
+        if start is not None and name != start:
+            _add_stops(folder, hub.fetch(start, config.student.revision, weights=False))
+
+
+def _add_stops(folder: Path, init: Path) -> None:
+    """Stops of the student's start, whose generation config is exported: they count if they are of this tokenizer."""
+    tokenizer = load_tokenizer(str(folder))
+    known, more = stop_ids(folder, tokenizer), config_stops(init)
+    if set(known) & set(more):
+        write_json(folder / "generation_config.json", {"eos_token_id": sorted({*known, *more})})
+
+
+def _drop_templates(folder: Path) -> None:
+    """Of the places where a template may stand, programs look into different ones first."""
+    for file in [*folder.glob("*.jinja"), folder / "chat_template.json"]:
+        file.unlink(missing_ok=True)
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        settings = json.loads(path.read_text())
+        if settings.pop("chat_template", None) is not None:
+            write_json(path, settings)
+
+
+def _model_type(config: RunConfig) -> str:
+    """By which transformers chooses a tokenizer's class."""
+    if config.student.architecture is not None:
+        return config.student.architecture.model_type
+    return str(_init_config(config).get("model_type", ""))
 
 
 @dataclass(frozen=True, slots=True)

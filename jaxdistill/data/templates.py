@@ -8,11 +8,13 @@ and what its last characters say decides how the response has to begin: R1-Disti
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from jaxdistill import progress
 from jaxdistill.data.tokenizer import CHAT_TEMPLATE
-from jaxdistill.tokenization import decode_response, render_prompt
+from jaxdistill.tokenization import decode_response, encode_prompts, render_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,8 +27,15 @@ PLAIN = (
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
-BUILT_IN = {"plain": PLAIN, "chatml": CHAT_TEMPLATE}
+# some tokenizers name <|im_start|> itself as their BOS, and it stands at the start as it is
+CHATML = (
+    "{% if bos_token is defined and bos_token and bos_token != '<|im_start|>' %}{{ bos_token }}{% endif %}"
+    + CHAT_TEMPLATE
+)
+BUILT_IN = {"plain": PLAIN, "chatml": CHATML}
 """What `data.chat_template` may name instead of a file."""
+PROBLEM = "1 + 1 = ?"
+_MARKERS = re.compile(r"<\|(\w+)\|>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +63,18 @@ def check_template(
     """Renders one prompt, and says how every prompt of this template ends.
 
     Raises:
-      ValueError: the template refuses the chat (some know no system role), or closes the thinking that is to be
-        learned, or the tokenizer loses `<think>`.
+      ValueError: the template refuses the chat (some know no system role), leaves the problem out, closes the thinking
+        that is to be learned, starts with two BOS, or is ChatML without its tokens; or the tokenizer loses `<think>`.
     """
-    ids = render_prompt(tokenizer, "1 + 1 = ?", system=system, suffix=suffix)
-    ending = ending_of(str(tokenizer.decode(ids, skip_special_tokens=False)))
+    ids = render_prompt(tokenizer, PROBLEM, system=system, suffix=suffix)
+    text = str(tokenizer.decode(ids, skip_special_tokens=False))
+    if PROBLEM not in text:
+        raise ValueError(
+            f"the student's chat template leaves the problem out of the prompt ({text[:80]!r}); it may want messages "
+            f"of parts, which have none here; set data.chat_template ({', '.join(BUILT_IN)} or a file)."
+        )
+    _check_tokens(tokenizer, ids)
+    ending = ending_of(text)
     if ending.thinking == "closed" and response == "reasoning":
         raise ValueError(
             "the student's chat template closes the thinking before the response begins, so that no reasoning can be "
@@ -68,6 +84,32 @@ def check_template(
     if decode_response(tokenizer, tags).split() != [OPEN, CLOSE]:
         raise ValueError("the student's tokenizer does not keep <think> and </think>; use one that does.")
     return ending
+
+
+def _check_tokens(tokenizer: PreTrainedTokenizerBase, prompt: list[int]) -> None:
+    """What a template takes for granted of the tokenizer."""
+    written = [f"<|{name}|>" for name in dict.fromkeys(_MARKERS.findall(str(tokenizer.chat_template)))]
+    missing = [text for text, ids in zip(written, encode_prompts(tokenizer, written), strict=True) if len(ids) > 1]
+    if missing:
+        found = f"the chat template writes {', '.join(missing)}, and the tokenizer has no such token"
+        if set(missing) & {"<|im_start|>", "<|im_end|>"}:
+            raise ValueError(
+                f"{found}: a turn would begin and end with several tokens of text, at which nothing stops; use "
+                "data.chat_template: plain, or a template in the tokenizer's own tokens, or a tokenizer that has these."
+            )
+        progress.say(f"  {found}: it is several tokens of text; look whether this template belongs to this tokenizer")
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return
+    if prompt[:2] == [bos, bos]:
+        raise ValueError(
+            f"the chat template starts a prompt with two {tokenizer.bos_token}; let it write one (data.chat_template)."
+        )
+    if prompt[:1] != [bos] and tokenizer.encode("x")[:1] == [bos]:
+        progress.say(
+            f"  the chat template starts without the {tokenizer.bos_token} with which the tokenizer starts texts; if "
+            "the student was trained with it, put {{ bos_token }} in front (data.chat_template)"
+        )
 
 
 def response_text(response: str, content: str, wanted: Literal["reasoning", "answer"], ending: Ending) -> str:

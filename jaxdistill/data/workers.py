@@ -80,7 +80,7 @@ class Chunk:
     """[N, 3]: tokens of prompt, thinking and answer, which follow each other."""
     steps: np.ndarray
     ends_early: np.ndarray
-    """Whether the eos also stands inside the response."""
+    """Whether a token that ends a response also stands, or is quoted, inside it."""
     topk: np.ndarray | None = None
     """Of all tokens, the teacher's packed distributions beside them: uint8, see `data.topk`."""
     covered: np.ndarray | None = None
@@ -121,7 +121,6 @@ def tokenize_chunk(
     tokens = [np.asarray(examples[i].tokens, np.int32) for i in range(len(chunk))]
     regions = [np.bincount(np.asarray(examples[i].regions), minlength=3) for i in range(len(chunk))]
     lengths = np.stack(regions)[:, [PROMPT, THINKING, ANSWER]].astype(np.int32)
-    eos = tokenizer.eos_token_id
     packed = covered = None
     if beside is not None:
         parts = [
@@ -138,7 +137,7 @@ def tokenize_chunk(
         tokens=np.concatenate(tokens),
         lengths=lengths,
         steps=np.array([count_steps(c.text.response, c.text.content) for c in chunk], np.int32),
-        ends_early=np.array([bool((t[n:-1] == eos).any()) for t, n in zip(tokens, lengths[:, 0], strict=True)]),
+        ends_early=np.array([examples[i].ends_early for i in range(len(chunk))]),
         topk=packed,
         covered=covered,
     )

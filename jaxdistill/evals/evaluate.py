@@ -106,7 +106,7 @@ def _answer(subject: Subject, sets: list[TestSet], config: RunConfig) -> None:
     """Samples and marks whatever this model has not answered yet."""
     settings = config.evaluate
     assert settings is not None
-    tokenizer = tokenizer_of(subject)
+    tokenizer = tokenizer_of(subject, RunDir(Path(config.run_dir)).first_day(note=False))
     asked = {each.name: _question(subject, each, settings) for each in sets}
     todo = [each for each in sets if not _is_answered(each.folder / subject.name, asked[each.name])]
     drawn = sampling.draw(subject, tokenizer, todo, settings) if todo else {}

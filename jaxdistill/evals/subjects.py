@@ -51,13 +51,15 @@ def _student(name: str, config: RunConfig, run: RunDir) -> Subject:
     return Subject(name, hub.fetch(str(run.export.resolve())), config.data.system, config.data.suffix)
 
 
-def tokenizer_of(subject: Subject) -> PreTrainedTokenizerBase:
+def tokenizer_of(subject: Subject, day: str | None = None) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer.
 
+    Args:
+      day: for a chat template that writes the date; today if absent.
     Raises:
       ValueError: it has none, or loses the tags around the thinking, so that no response could be taken apart.
     """
-    tokenizer = tokenization.load_tokenizer(str(subject.checkpoint))
+    tokenizer = tokenization.load_tokenizer(str(subject.checkpoint), day=day)
     ids = tokenizer.encode("".join(TAGS), add_special_tokens=False)
     if "".join(tokenization.decode_response(tokenizer, ids).split()) != "".join(TAGS):
         raise ValueError(

@@ -181,6 +181,11 @@ def _training(config: RunConfig, counts: dict[str, Any], tokens: dict[str, Any])
     lines = [f"- started from: {start}{revision}"]
     if config.student.init:
         lines.append(f"- its licence: {hub.licence_of(config.student.init, config.student.revision) or UNKNOWN}")
+        if config.student.lora is not None and config.export.lora == "adapter":
+            lines.append(
+                "- this is an adapter on it (LoRA), and `adapter_config.json` names the base's place; where it lies "
+                "elsewhere, load it first, and give it to `PeftModel.from_pretrained(base, folder)`"
+            )
     if "steps" in counts:
         epochs = f" ({counts['epochs']:.2f} epochs)" if "epochs" in counts else ""
         row_tokens = tokens.get("row_tokens", config.data.row_tokens)  # longer where overlong traces are kept

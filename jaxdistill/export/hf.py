@@ -13,12 +13,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxdistill import hub
 from jaxdistill.export.writer import DTYPES, Piece, agree, by_the_writer, pieces_of, plan_files, write_file
 from jaxdistill.models import Decoder, ModelConfig
 from jaxdistill.models.adapters import CONFIG, WEIGHTS, adapter_entries, to_peft
 from jaxdistill.models.tensor_files import INDEX
 from jaxdistill.records import atomic_folder
+from jaxdistill.served import Sample, check_served
+from jaxdistill.tokenization import end_of_turn, load_tokenizer
 
+_NO_TEXTS = Sample()
 Check = Callable[[Path | None], Any]
 """Called with the folder that is about to get its name, or with None in processes that do not write."""
 TOKENIZER_SUFFIXES = (".jinja", ".txt", ".model")
@@ -43,6 +47,7 @@ def export_hf(
     dtype: str = "float32",
     max_shard_bytes: int = 4 << 30,
     check: Check | None = None,
+    texts: Sample | None = _NO_TEXTS,
     base_config: Mapping[str, Any] | None = None,
     base_generation_config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -58,6 +63,8 @@ def export_hf(
       max_shard_bytes: a file holds at most this many bytes of tensors, or one tensor.
       check: called before the folder is renamed, in every process: with the folder in the one that writes, with None in
         the others. What it raises there stops the export, what it returns is passed on.
+      texts: of the run, for which transformers' tokenizer has to give the ids of `tokenizer`, as it always has to for a
+        few of ours; None: nothing is compared.
       base_config: `config.json` of the checkpoint that the model was loaded from, whose other keys are kept.
       base_generation_config: its `generation_config.json`, likewise.
     Returns:
@@ -82,6 +89,8 @@ def export_hf(
             _write_index(folder, files)
             _write_configs(model.config, folder, tokenizer, dtype, base_config, base_generation_config)
             _write_texts(folder, tokenizer, card)
+            if texts is not None:
+                check_served(folder, load_tokenizer(str(tokenizer)), texts)
 
         folder = by_the_writer(begin)
         for name, pieces in files.items():
@@ -106,17 +115,19 @@ def export_adapter(
     tokenizer: Path,
     card: str,
     check: Check | None = None,
+    texts: Sample | None = _NO_TEXTS,
 ) -> dict[str, Any]:
     """Writes the adapters of a model alone, as PEFT loads them, in fp32; otherwise like `export_hf`.
 
     Args:
-      base: the checkpoint that the adapters were trained on: a hub repository id or a folder.
+      base: the checkpoint that the adapters were trained on: a hub repository id, or a folder, which is written down
+        absolute: PEFT looks for a relative one in the working folder of whoever loads the adapter.
     """
     assert model.lora is not None
     pieces = sorted(
         pieces_of(model, adapter_entries(model.config, model.lora), DTYPES["float32"]), key=lambda piece: piece.name
     )
-    settings = to_peft(model.lora, base, revision)
+    settings = to_peft(model.lora, _place_of(base), None if _is_folder(base) else revision)
     with contextlib.ExitStack() as stack:
         folder = by_the_writer(lambda: stack.enter_context(atomic_folder(path)))
         write_file(folder / WEIGHTS if folder else None, pieces)
@@ -125,11 +136,23 @@ def export_adapter(
             assert folder is not None
             (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
             _write_texts(folder, tokenizer, card)
+            if texts is not None:
+                check_served(folder, load_tokenizer(str(tokenizer)), texts)
 
         by_the_writer(finish)
         checked = _checked(check, folder)
         by_the_writer(stack.close)
     return {"tensors": len(pieces), "bytes": sum(piece.bytes for piece in pieces), "files": 1, "check": checked}
+
+
+def _is_folder(base: str) -> bool:
+    return base == hub.DEMO or Path(base).is_dir()
+
+
+def _place_of(base: str) -> str:
+    """Hub names stay, and folders are found from wherever the adapter is loaded."""
+    folder = hub.demo_teacher() if base == hub.DEMO else Path(base)
+    return str(folder.resolve()) if _is_folder(base) else base
 
 
 def _checked(check: Check | None, folder: Path | None) -> Any:
@@ -171,8 +194,6 @@ def _write_configs(
     base: Mapping[str, Any] | None,
     base_generation: Mapping[str, Any] | None,
 ) -> None:
-    from jaxdistill.tokenization import load_tokenizer
-
     loaded = load_tokenizer(str(tokenizer))
     ours = model.to_hf()
     base = base or {}
@@ -182,18 +203,26 @@ def _write_configs(
             "give the config.json that the model was loaded from."
         )
     tokens = {name: getattr(loaded, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    end = end_of_turn(loaded)
     kept = {key: value for key, value in base.items() if key not in _DROPPED}
-    config = kept | ours | _special_tokens(tokens, base) | {"dtype": dtype, "torch_dtype": dtype}
+    config = kept | ours | _special_tokens(tokens, base, end) | {"dtype": dtype, "torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = dict(base_generation or {})
-    found = _special_tokens(tokens, generation or base)
+    found = _special_tokens(tokens, generation or base, end)
     generation |= {key: value for key, value in found.items() if value is not None}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
-def _special_tokens(ours: Mapping[str, int | None], base: Mapping[str, Any]) -> dict[str, Any]:
-    """The base's ids where it has the tokenizer's eos among its own, else it is of another tokenizer: ours."""
+def _special_tokens(ours: Mapping[str, int | None], base: Mapping[str, Any], end: int) -> dict[str, Any]:
+    """The base's ids where it has the tokenizer's eos among its own, else it is of another tokenizer: ours.
+
+    Args:
+      end: the token that ends a response, at which generation has to stop.
+    """
     eos = base.get("eos_token_id")
-    if ours["eos_token_id"] not in (eos if isinstance(eos, list) else [eos]):
-        return dict(ours)
-    return {name: value if base.get(name) is None else base[name] for name, value in ours.items()}
+    stops = eos if isinstance(eos, list) else [eos]
+    if not {ours["eos_token_id"], end} & set(stops):
+        found, stops = dict(ours), [ours["eos_token_id"]]
+    else:
+        found = {name: value if base.get(name) is None else base[name] for name, value in ours.items()}
+    return found if end in stops else found | {"eos_token_id": [*stops, end]}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +31,10 @@ from jaxdistill.models.orbax import load_params, saved_steps
 from jaxdistill.models.student import lora_of, start_student
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import Problem, RunDir, read_records
+from jaxdistill.served import Sample
+
+SOME = 64
+"""Problems and responses of a run for which the exported tokenizer is compared with the trained one."""
 
 
 def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
@@ -57,9 +64,10 @@ def export(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
             tokenizer=run.tokenizer,
             card=card,
             check=_check(config, model, "float32"),
+            texts=_texts(config, shared),
         )
     else:
-        counts = _export_whole(config, run, merge_lora(model), card)
+        counts = _export_whole(config, run, shared, merge_lora(model), card)
     counts |= {"step": step, "path": str(run.export)}
     found = counts["check"]
     difference = f"; transformers' logits differ by at most {found['max_difference']:.1e}" if found else ""
@@ -110,7 +118,7 @@ def _step(wanted: str | int, run: RunDir) -> int:
     return min(losses, key=lambda step: (losses[step], -step))
 
 
-def _export_whole(config: RunConfig, run: RunDir, model: Decoder, card: str) -> dict[str, Any]:
+def _export_whole(config: RunConfig, run: RunDir, shared: RunDir, model: Decoder, card: str) -> dict[str, Any]:
     init = config.student.init
     # another run's checkpoints have a shape that `export_hf` writes anew
     base = hub.fetch(init, config.student.revision) if init and not hub.is_checkpoints(init) else None
@@ -123,6 +131,7 @@ def _export_whole(config: RunConfig, run: RunDir, model: Decoder, card: str) -> 
         dtype=config.export.dtype,
         max_shard_bytes=int(config.export.max_shard_gib * (1 << 30)),
         check=_check(config, model, config.export.dtype),
+        texts=_texts(config, shared),
         base_config=hub.read_config(base) if base else None,
         base_generation_config=hub.read_generation_config(base) if base else None,
     )
@@ -132,6 +141,29 @@ def _check(config: RunConfig, model: Decoder, dtype: str) -> Check | None:
     if config.export.check == "none":
         return None
     return lambda folder: check.check_logits(model, folder, dtype)
+
+
+def _texts(config: RunConfig, shared: RunDir) -> Sample | None:
+    """Problems and responses of the run, for which the exported tokenizer is compared; None if nothing is."""
+    if config.export.check == "none":
+        return None
+    problems = [each.prompt for each in _some(shared.problems, _Problem)]
+    responses = [each.response for each in _some(shared.traces, _Trace)]
+    return Sample(problems, responses, config.data.system, config.data.suffix)
+
+
+def _some(folder: Path, record: type) -> list[Any]:
+    return list(itertools.islice(read_records(folder, record), SOME)) if any(folder.glob("*.parquet")) else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    response: str
 
 
 def _trained_shape(run: RunDir) -> ModelConfig:

@@ -74,6 +74,7 @@ def star(config: RunConfig, run: Run) -> int:
     """
     settings = _checked(config)
     root = Path(config.run_dir)
+    RunDir(root).first_day()  # of all the rounds
     results: list[dict[str, Any]] = []
     try:
         for number in range(1, settings.rounds + 1):

@@ -41,7 +41,7 @@ def generate(config: RunConfig, run: RunDir) -> dict[str, Any]:
     if config.traces.engine == "import":
         return _import(config, problems, run)
     check_gold(config, problems)
-    teacher = find_teacher(config.traces)
+    teacher = find_teacher(config.traces, run.first_day())
     work = WorkList(config.traces, problems, teacher.tokenizer, resample.read_counts(run.traces))
     with Journal(
         run.traces / JOURNAL,
@@ -53,7 +53,8 @@ def generate(config: RunConfig, run: RunDir) -> dict[str, Any]:
         resumed = len(journal)
         timings = _collect(config.traces, teacher, work, journal, run.traces / VLLM_LOG)
         counts = _write_all(config.traces, teacher, work, journal, run.traces)
-    return counts | {"resumed": resumed} | timings
+    day = {} if teacher.tokenizer is None else {"day": tokenization.day_of(teacher.tokenizer)}
+    return counts | {"resumed": resumed} | day | timings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +67,19 @@ class Teacher:
     revision: str
 
 
-def find_teacher(config: TracesConfig) -> Teacher:
-    """The teacher's checkpoint; of one that runs on other machines only the tokenizer, or nothing but the name."""
+def find_teacher(config: TracesConfig, day: str | None = None) -> Teacher:
+    """The teacher's checkpoint; of one that runs on other machines only the tokenizer, or nothing but the name.
+
+    Args:
+      day: for a chat template that writes the date; today if absent.
+    """
     assert config.teacher is not None
     if config.engine == "server" and config.server.api == "chat" and not config.server.start:
         return Teacher(Path(config.teacher), None, config.revision or "")
     remote = config.executor == "ray" or (config.asked == "server" and not config.server.start)
     checkpoint = hub.fetch(config.teacher, config.revision, weights=not remote)
     chat = config.engine == "server" and config.server.api == "chat"
-    tokenizer = None if chat else tokenization.load_tokenizer(str(checkpoint))
+    tokenizer = None if chat else tokenization.load_tokenizer(str(checkpoint), day=day)
     known = (checkpoint / "config.json").is_file()
     return Teacher(checkpoint, tokenizer, hub.revision_of(checkpoint) if known else config.revision or "")
 
@@ -277,7 +282,7 @@ def _import(config: RunConfig, problems: list[Problem], run: RunDir) -> dict[str
     traces = read()
     if config.traces.logprobs:
         asked = [problem for problem in problems if problem.id in with_one]
-        teacher = find_teacher(config.traces)
+        teacher = find_teacher(config.traces, run.first_day())
         names = {"journal": JOURNAL, "log": VLLM_LOG}
         origin = origin_of(config.traces, teacher)
         traces = scoring.score(config.traces, teacher.checkpoint, origin, asked, read, run.traces, **names)

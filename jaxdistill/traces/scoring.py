@@ -14,7 +14,7 @@ from pathlib import Path
 from jaxdistill import tokenization
 from jaxdistill.config import TracesConfig, to_dict
 from jaxdistill.progress import bar, say
-from jaxdistill.records import Problem, Trace
+from jaxdistill.records import Problem, RunDir, Trace
 from jaxdistill.traces import engines, logprobs
 from jaxdistill.traces.engines import Request, Sampling
 from jaxdistill.traces.journal import Journal
@@ -73,7 +73,7 @@ def score(
     Raises:
       ValueError: a trace does not fit into the teacher's context, or the journal is of other settings.
     """
-    tokenizer = tokenization.load_tokenizer(str(checkpoint))
+    tokenizer = tokenization.load_tokenizer(str(checkpoint), day=RunDir(folder.parent).first_day(note=False))
     work = WorkList(dataclasses.replace(config, samples=1), problems, tokenizer)
     numbers = {trace.id: number for number, trace in enumerate(traces())}
     section = to_dict(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jaxdistill import tokenization
+from jaxdistill import control, tokenization
 from jaxdistill.config import RunConfig
 from jaxdistill.progress import say
 from jaxdistill.records import Problem, RunDir, read_records
@@ -25,11 +25,11 @@ def show_prompts(config: RunConfig, count: int) -> None:
     folder = RunDir(Path(config.run_dir)).problems
     known = any(folder.glob("*.parquet"))
     problems = list(read_records(folder, Problem)) if known else load_problems(config.problems)
-    teacher = find_teacher(config.traces)
+    teacher = find_teacher(config.traces, RunDir(Path(config.run_dir)).first_day(note=False))
     work = WorkList(config.traces, problems[:count], teacher.tokenizer)
     for problem in work.problems:
         for style in work.styles:
-            chat = work.messages(problem, style)
+            chat = work.messages(problem, style, teacher.tokenizer)
             if teacher.tokenizer is None:
                 say(f"{problem.id}, style {style.name} (rendered by the server)")
                 say(json.dumps(chat, indent=2, ensure_ascii=False))
@@ -37,4 +37,4 @@ def show_prompts(config: RunConfig, count: int) -> None:
             text = tokenization.render_chats(teacher.tokenizer, [chat])[0]
             tokens = len(tokenization.encode_prompts(teacher.tokenizer, [text])[0])
             say(f"{problem.id}, style {style.name}: {tokens} tokens ({style.source or 'no source given'})")
-            say(text)
+            say(control.clean(text))

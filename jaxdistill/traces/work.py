@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from jaxdistill import tokenization
+from jaxdistill import control, tokenization
 from jaxdistill.config import TracesConfig, fingerprint
 from jaxdistill.records import Problem
 from jaxdistill.traces import thinking
@@ -119,8 +119,12 @@ class WorkList(Sequence[Work]):
         """Whether the prompt of a sample ends with the opening tag of the thinking."""
         return bool(self._opened[self._place(number)[0]])
 
-    def messages(self, problem: Problem, style: Style) -> list[dict[str, str]]:
-        return style.messages(problem.prompt, system=self.config.system, suffix=self.config.suffix)
+    def messages(
+        self, problem: Problem, style: Style, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> list[dict[str, str]]:
+        """The chat that asks a problem: for a tokenizer's template with quoted control tokens marked, else as it is."""
+        text = tokenization.quote(tokenizer, problem.prompt) if tokenizer is not None else problem.prompt
+        return style.messages(text, system=self.config.system, suffix=self.config.suffix)
 
     def hashes(self) -> tuple[str, str]:
         """Of the problems, and of the prompts as they are sent: equal exactly if those are."""
@@ -146,9 +150,9 @@ class WorkList(Sequence[Work]):
         asked = [(problem, style) for problem in self.problems for style in self.styles]
         for start in range(0, len(asked), CHUNK):
             part = asked[start : start + CHUNK]
-            texts = tokenization.render_chats(tokenizer, [self.messages(*pair) for pair in part])
+            texts = tokenization.render_chats(tokenizer, [self.messages(*pair, tokenizer) for pair in part])
             for offset, ((problem, style), text) in enumerate(zip(part, texts, strict=True)):
-                if problem.prompt.strip() not in text:
+                if problem.prompt.strip() not in control.clean(text):
                     raise ValueError(
                         f"{problem.id}: the chat template of {self.config.teacher} leaves the problem out of the "
                         f"prompt (style {style.name}); use another template or style."

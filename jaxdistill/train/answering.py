@@ -133,7 +133,9 @@ class ByVLLM:
         weights = None
         if not self._begun or self.renews(step):
             weights = self._folder / str(step)
-            export_hf(untied(merge_lora(model)), weights, tokenizer=self._tokenizer, card="", dtype=self._dtype)
+            merged = untied(merge_lora(model))
+            # no texts, for vLLM gets and gives token ids
+            export_hf(merged, weights, tokenizer=self._tokenizer, card="", dtype=self._dtype, texts=None)
             self._begun = True
         longest = max(question.limit for question in asked)
         found = by_the_writer(lambda: _packed(self._ask(weights, asked), asked, longest))

@@ -15,7 +15,7 @@ from jaxdistill.data.packing import Row
 from jaxdistill.generate import decode
 from jaxdistill.models import Decoder, join_params, with_params
 from jaxdistill.records import Problem, RunDir, read_records
-from jaxdistill.tokenization import decode_response, load_tokenizer, render_prompts
+from jaxdistill.tokenization import decode_response, end_of_turn, load_tokenizer, render_prompts
 from jaxdistill.train.feed import TrainRows, in_batches
 from jaxdistill.train.gradients import loss_sums
 
@@ -92,7 +92,7 @@ class Evaluator:
         model = with_params(self._model, join_params(params, frozen))
         outcomes, truncated = [], 0
         for index, ids, finish in _generated(
-            model, prompts, max_tokens=self._settings.max_tokens, stop=self._tokenizer.eos_token_id
+            model, prompts, max_tokens=self._settings.max_tokens, stop=end_of_turn(self._tokenizer)
         ):
             truncated += finish == "length"
             answer = self._problems[index].answer

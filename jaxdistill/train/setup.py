@@ -14,7 +14,7 @@ from jaxdistill.models import ModelConfig, params_of, split_params
 from jaxdistill.models.student import lora_of, start_student, student_shape
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.records import RunDir, read_manifest
-from jaxdistill.tokenization import load_tokenizer
+from jaxdistill.tokenization import end_of_turn, load_tokenizer
 from jaxdistill.train.answering import set_up_answerer
 from jaxdistill.train.checkpoint import Checkpoints, Restored
 from jaxdistill.train.contrastive import Contrast
@@ -82,7 +82,7 @@ def set_up(config: RunConfig, run: RunDir) -> Training:
     rollouts = None
     if t.on_policy is not None:
         assert made.on_policy is not None and made.on_policy.vocabulary is not None
-        answerer = set_up_answerer(t, run, batches.row_tokens, tokenizer.eos_token_id)
+        answerer = set_up_answerer(t, run, batches.row_tokens, end_of_turn(tokenizer))
         rollouts = Rollouts(t, made, rows, answerer, grader, vocabulary=made.on_policy.vocabulary, seed=config.seed)
     return Training(
         **{field.name: getattr(made, field.name) for field in dataclasses.fields(made)},

@@ -7,7 +7,7 @@ from jaxdistill.data.examples import ANSWER, PROMPT, THINKING, Text, count_steps
 from jaxdistill.data.templates import Ending, check_template, response_text
 from jaxdistill.data.tokenizer import train_tokenizer
 from jaxdistill.records import split_response
-from jaxdistill.tokenization import decode_response, load_tokenizer, render_prompt
+from jaxdistill.tokenization import decode_response, end_of_turn, load_tokenizer, render_prompt
 from tests.data.made import make_tokenizer
 
 QUESTION = "Ann has 2 pens. Bob has 3 more than Ann. How many pens does Bob have?"
@@ -16,6 +16,7 @@ RESPONSE = f"<think>{THOUGHT}</think>\n{CONTENT}"
 CHAT = [{"role": "user", "content": QUESTION}]
 BARE = Ending("none", "")
 THINKING_FAMILIES = ["qwen3", "strips", "llama3", "gemma", "r1_distill"]
+ENDS = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "r1_distill": "<|end|>"}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,10 @@ def tokenizer_of(tmp_path_factory):
         return made[family, special_tags]
 
     return of
+
+
+def end_of(tokenizer):
+    return tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
 
 
 def example_of(tokenizer, response, wanted="reasoning", **prompting):
@@ -61,18 +66,22 @@ def test_prompt_and_response_are_what_the_student_meets(tokenizer_of, family, sp
     written = decode_response(tokenizer, example.tokens[len(prompt) :])
     assert split_response(written) == (THOUGHT.strip("\n"), CONTENT)
     # and together they hold the trace, tags and all, once
-    assert text_of(tokenizer, example, PROMPT, THINKING, ANSWER).endswith(RESPONSE + tokenizer.eos_token)
+    assert text_of(tokenizer, example, PROMPT, THINKING, ANSWER).endswith(RESPONSE + end_of(tokenizer))
     assert text_of(tokenizer, example, PROMPT, THINKING).count("<think>") == 1
     assert text_of(tokenizer, example, THINKING).endswith("</think>")
 
 
 @pytest.mark.parametrize("family", THINKING_FAMILIES)
-def test_the_eos_is_trained_and_last_and_stands_nowhere_else_in_the_response(tokenizer_of, family):
+def test_the_turns_end_is_trained_and_last_and_stands_nowhere_else_in_the_response(tokenizer_of, family):
+    """The end that the template writes, which for Gemma is not the tokenizer's eos."""
     tokenizer = tokenizer_of(family)
     example = example_of(tokenizer, RESPONSE)
-    assert (example.tokens[-1], example.regions[-1]) == (tokenizer.eos_token_id, ANSWER)
+    end = end_of_turn(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(end) == ENDS.get(family, "<|im_end|>")
+    assert (example.tokens[-1], example.regions[-1]) == (end, ANSWER)
     trained = [t for t, r in zip(example.tokens, example.regions, strict=True) if r != PROMPT]
-    assert trained.count(tokenizer.eos_token_id) == 1
+    assert trained.count(end) == 1
+    assert not example.ends_early
 
 
 @pytest.mark.parametrize("family", ["strips", "r1_distill"])
@@ -107,7 +116,7 @@ def test_answer_only_is_the_answer_behind_an_empty_thinking(tokenizer_of, family
     tokenizer = tokenizer_of(family)
     example = example_of(tokenizer, RESPONSE, "answer")
     whole = text_of(tokenizer, example, PROMPT, THINKING, ANSWER)
-    assert whole.endswith(f"<think>\n</think>\n{CONTENT}{tokenizer.eos_token}")
+    assert whole.endswith(f"<think>\n</think>\n{CONTENT}{end_of(tokenizer)}")
     assert whole.count("<think>") == 1
 
 

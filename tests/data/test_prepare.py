@@ -1,8 +1,10 @@
 """The stage `prepare`: the same bytes from any number of processes, and one line for whatever does not fit."""
 
+import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from jaxdistill import pipeline
+from jaxdistill import hub, pipeline
 from jaxdistill.config import build, load
 from jaxdistill.data import rows, summary, workers
 from jaxdistill.data.examples import ANSWER, PROMPT
@@ -117,6 +119,14 @@ def test_chunks_end_by_number_or_by_size(tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------- contents
+
+
+def segments_of(run):
+    """(place, tokens, regions) of every segment."""
+    batches = Batches(run.tokens, batch_rows=1, seed=0)
+    for row in range(batches.rows):
+        for number, (tokens, regions) in enumerate(unpack(batches.stored_row(row))):
+            yield (row, number), [int(t) for t in tokens], regions
 
 
 def check_rows(run: RunDir) -> list[str]:
@@ -385,6 +395,97 @@ def test_an_eos_inside_a_response_is_dropped_and_counted(tmp_path):
     counts = prepare(config_of(tmp_path), run, run)
     assert (counts["examples"], counts["early_eos_dropped"]) == (2, 1)
     assert check_rows(run) == ["p-math-1/plain/0", "p-math-2/plain/0"]
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", "<|endoftext|>"])
+def test_a_stop_token_at_the_end_is_the_end_of_the_turn(tmp_path, end):
+    """Raw samples have it: the turn ends once, and not a second time in text."""
+    run = write_run(tmp_path, samples_of("math", 2))
+    checkpoint = checkpoint_with_two_stops(tmp_path / "checkpoint")
+    traces = list(read_records(run.traces, Trace))
+    raw = [dataclasses.replace(trace, response=trace.response + end) for trace in traces]
+    write_records(run.traces / "traces.parquet", Trace, raw)
+    config = config_of(tmp_path)
+    config = dataclasses.replace(config, student=dataclasses.replace(config.student, tokenizer=str(checkpoint)))
+    counts = prepare(config, run, run)
+    assert (counts["examples"], counts["early_eos_dropped"]) == (2, 0)
+    tokenizer = load_tokenizer(str(run.tokenizer))
+    for _, tokens, _ in segments_of(run):
+        assert tokenizer.decode(tokens).endswith("}.<|im_end|>")
+
+
+def test_every_stop_token_of_generation_ends_a_response_early(tmp_path):
+    """axolotl-ai-cloud/axolotl#1847: an end is an end, whichever of the names it has."""
+    run = write_run(tmp_path, samples_of("math", 3))
+    bad = make_trace("p-math-0/plain/0", "p-math-0", 0, "<think>\n a<|endoftext|>\n</think>\n1")
+    write_records(run.traces / "traces.parquet", Trace, [bad, *list(read_records(run.traces, Trace))[1:]])
+    checkpoint = checkpoint_with_two_stops(tmp_path / "checkpoint")
+    config = config_of(tmp_path)
+    config = dataclasses.replace(config, student=dataclasses.replace(config.student, tokenizer=str(checkpoint)))
+    counts = prepare(config, run, run)
+    assert (counts["examples"], counts["early_eos_dropped"]) == (2, 1)
+
+
+def checkpoint_with_two_stops(folder):
+    """The demo teacher's tokenizer, with <|endoftext|> beside <|im_end|> in generation_config.json."""
+    from tokenizers import AddedToken, Tokenizer
+
+    folder.mkdir()
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(hub.demo_teacher() / name, folder / name)
+    tokenizer = Tokenizer.from_file(str(hub.demo_teacher() / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    stops = [tokenizer.token_to_id(name) for name in ("<|im_end|>", "<|endoftext|>")]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    return folder
+
+
+def test_a_dated_template_is_of_the_runs_first_day_on_every_day(tmp_path):
+    template = "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
+    (tmp_path / "dated.jinja").write_text(template + (hub.demo_teacher() / "chat_template.jinja").read_text())
+    run = write_run(tmp_path / "run", samples_of("math", 2))
+    (tmp_path / "run" / "first_day.json").write_text('{"first_day": "2024-02-29"}')
+    config = config_of(tmp_path / "run", chat_template=str(tmp_path / "dated.jinja"))
+    counts = prepare(config, run, run)
+    assert counts["day"] == "2024-02-29"
+    tokenizer = load_tokenizer(str(run.tokenizer))
+    for _, tokens, _ in segments_of(run):
+        assert "Today: 29 Feb 2024<|im_end|>" in tokenizer.decode(tokens)
+    baseline = run.baseline("answer_only")
+    assert baseline.first_day() == run.first_day() == "2024-02-29"
+    assert not (baseline.root / "first_day.json").exists()
+
+
+def test_the_first_day_is_noted_once(tmp_path):
+    day = RunDir(tmp_path / "run").first_day()
+    assert json.loads((tmp_path / "run" / "first_day.json").read_text()) == {"first_day": day}
+    (tmp_path / "run" / "first_day.json").write_text('{"first_day": "2000-01-01"}')
+    assert RunDir(tmp_path / "run").first_day() == "2000-01-01"
+    RunDir(tmp_path / "other").first_day(note=False)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_a_students_tokenizer_is_written_as_transformers_will_read_it(tmp_path, kind, capsys):
+    from transformers import AutoTokenizer
+
+    run = write_run(tmp_path, samples_of("math", 2))
+    config = config_of(tmp_path)
+    shape = dataclasses.replace(config.student.architecture, model_type=kind)
+    prepare(dataclasses.replace(config, student=dataclasses.replace(config.student, architecture=shape)), run, run)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert ("the student's tokenizer: words are cut as transformers does it" in said) == (kind == "qwen2")
+    place = tmp_path / "served"
+    shutil.copytree(run.tokenizer, place)
+    (place / "config.json").write_text(json.dumps({"model_type": kind}))
+    auto, ours = AutoTokenizer.from_pretrained(place), load_tokenizer(str(run.tokenizer))
+    for _, tokens, regions in segments_of(run):
+        response = ours.decode([t for t, r in zip(tokens, regions, strict=True) if r != PROMPT][:-1])
+        assert (
+            auto.encode(response, add_special_tokens=False)
+            == [t for t, r in zip(tokens, regions, strict=True) if r != PROMPT][:-1]
+        )
 
 
 def test_token_ids_without_an_embedding_are_said(tmp_path):
