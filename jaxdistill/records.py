@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ import pyarrow.parquet as pq
 MANIFEST = "manifest.json"
 CACHE = "cache"
 """Folder in a stage's own, of results that are found by their contents: it may outlive the output, or be lost."""
+ROWS_AT_ONCE = 8192
+"""Records that are in memory together while they are written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,10 +226,13 @@ def _arrow_type(hint: Any) -> pa.DataType:
 
 def write_records(path: Path, record: type, rows: Iterable[Any]) -> int:
     """Writes records to one Parquet file, which appears whole or not at all. Returns how many."""
-    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema_of(record))
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    return table.num_rows
+    schema, left, written = schema_of(record), iter(rows), 0
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        # some at a time, so that a million of them never lie in memory together
+        while part := [dataclasses.asdict(row) for row in itertools.islice(left, ROWS_AT_ONCE)]:
+            writer.write_table(pa.Table.from_pylist(part, schema=schema))
+            written += len(part)
+    return written
 
 
 def read_records(folder: Path, record: type) -> Iterator[Any]:
