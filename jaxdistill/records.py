@@ -229,10 +229,15 @@ def write_records(path: Path, record: type, rows: Iterable[Any]) -> int:
     schema, left, written = schema_of(record), iter(rows), 0
     with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         # some at a time, so that a million of them never lie in memory together
-        while part := [dataclasses.asdict(row) for row in itertools.islice(left, ROWS_AT_ONCE)]:
-            writer.write_table(pa.Table.from_pylist(part, schema=schema))
+        while part := list(itertools.islice(left, ROWS_AT_ONCE)):
+            writer.write_table(table_of(part, schema))
             written += len(part)
     return written
+
+
+def table_of(rows: list[Any], schema: pa.Schema) -> pa.Table:
+    """Some records as a table."""
+    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
 
 
 def read_records(folder: Path, record: type) -> Iterator[Any]:

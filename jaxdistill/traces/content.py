@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxdistill.records import split_response
 from jaxdistill.traces import json_rows, thinking
-from jaxdistill.traces.values import BadRow, Twice, kind, shown, written
+from jaxdistill.traces.values import BadRow, Twice, clean, kind, shown, written
 
 THOUGHT_FIELDS = (
     "reasoning_content",
@@ -24,7 +24,8 @@ THOUGHT_FIELDS = (
     "thoughts",
 )
 """Fields of a turn that hold its thoughts."""
-TOOL_FIELDS = ("tool_calls", "function_call")
+_THOUGHT_FIELDS = frozenset(THOUGHT_FIELDS)
+_TOOL_FIELDS = frozenset(("tool_calls", "function_call"))
 _TEXT = {None, "", "text", "output_text", "input_text"}
 _THOUGHT = {"thinking", "reasoning", "thought", "reasoning_content", "reasoning_text", "reasoning.text"}
 _TOOL = {"tool_use", "tool_call", "tool_calls", "function_call", "server_tool_use", "tool_result", "function"}
@@ -57,17 +58,18 @@ def response(turn: dict[str, Any], tags: tuple[str, str], before: list[str] | No
     Raises:
       BadRow: a call of a tool, parts that are no text, thoughts that are hidden, or two different ones.
     """
-    if any(_calls(turn.get(name)) for name in TOOL_FIELDS):
+    if not _TOOL_FIELDS.isdisjoint(turn) and any(_calls(turn.get(name)) for name in _TOOL_FIELDS):
         raise BadRow("the answer calls a tool")
     text, inside = _content(turn, "answer")
     text = text or ""
     if "<tool_call>" in text and "</tool_call>" in text:
         raise BadRow("the answer calls a tool", ": <tool_call>")
-    found = list(before or [])
-    for thoughts in [inside, *(thoughts_of(turn.get(name), name) for name in THOUGHT_FIELDS)]:
-        if thoughts:
-            found = _merge(found, thoughts)
-    return _once(found, text, tags)
+    found = [inside] if inside else []
+    if not _THOUGHT_FIELDS.isdisjoint(turn):
+        for name in THOUGHT_FIELDS:
+            if turn.get(name) and (thoughts := thoughts_of(turn[name], name)):
+                found = _merge(found, thoughts)
+    return _once([*(before or ()), *found], text, tags) if before or found else ([], text)
 
 
 def whole(found: list[str], text: str) -> str:
@@ -124,7 +126,10 @@ def _content(turn: dict[str, Any], what: str) -> tuple[str | None, str]:
     """A turn's text, None if it has none, and the thoughts among its parts."""
     value = next((turn[name] for name in ("content", "value", "text") if turn.get(name) is not None), None)
     if isinstance(value, str):
-        value = _encoded(value, only_parts=True) or value
+        parts = _encoded(value, only_parts=True) if value[:1] in _MAY_BE_ENCODED else None
+        if parts is None:
+            return clean(value), ""
+        value = parts
     if isinstance(value, dict):  # one part, or ChatGPT's {"content_type": ..., "parts": [...]}
         value = value["parts"] if isinstance(value.get("parts"), list) else [value]
     if not isinstance(value, list):
@@ -167,6 +172,9 @@ def _part(part: Any, what: str) -> tuple[bool, str]:
     return False, written(text) or ""
 
 
+_MAY_BE_ENCODED = {"[", " ", "\n"}
+
+
 def _encoded(text: str, *, only_parts: bool = False) -> Any:
     """A list of objects that was written into a text as JSON (tables whose rows differ do so); None if it is none."""
     begin = text[:32].lstrip().replace(" ", "").replace("\n", "")
@@ -201,8 +209,6 @@ def _merge(found: list[str], more: str) -> list[str]:
 
 def _once(found: list[str], text: str, tags: tuple[str, str]) -> tuple[list[str], str]:
     """Thoughts beside a text that may hold them too, between tags."""
-    if not found:
-        return [], text
     tagged = thinking.normalize(text, thinking.tags_of(text, tags))
     inside, answer = split_response(tagged)
     if inside is None:

@@ -258,6 +258,8 @@ def _turns(value: Any, name: str) -> list[Any]:
         value = [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)]
     if not isinstance(value, list):
         raise BadRow(f"field {name!r} is not a list of turns", f": {values.shown(value)}")
+    if list not in map(type, value):
+        return value
     # an Arrow map is a list of pairs
     return [dict(t) if isinstance(t, list) and t and all(isinstance(p, tuple) for p in t) else t for t in value]
 
@@ -268,22 +270,24 @@ def _role(turn: Any) -> str:
     Raises:
       BadRow: a hole in the list, no turn, or a speaker whom nobody knows.
     """
-    if turn is None or (isinstance(turn, dict) and all(part is None for part in turn.values())):
+    if turn is None:
         raise BadRow("a turn before the answer is null")
     if not isinstance(turn, dict):
         raise BadRow("a turn is not an object", f": {values.shown(turn)}")
-    twice = [key for key, part in turn.items() if isinstance(part, Twice)]
-    if twice:
-        raise BadRow(f"a turn gives {twice[0]!r} twice, with different values")
+    if Twice in map(type, turn.values()):
+        raise BadRow("a turn gives a key twice, with different values")
     speaker = _speaker(turn)
     role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
+        if not any(part is not None for part in turn.values()):
+            raise BadRow("a turn before the answer is null")
         raise BadRow(f"a turn by {speaker!r}", f"; known are {', '.join(ROLES)}")
     return role
 
 
 def _speaker(turn: dict[str, Any]) -> Any:
-    return next((turn[key] for key in ("role", "from") if turn.get(key) is not None), None)
+    role = turn.get("role")
+    return turn.get("from") if role is None else role
 
 
 def _decoded(text: str) -> Any:
