@@ -1,4 +1,4 @@
-"""Rows of tables that lie column by column: Parquet, Arrow files and streams, Feather."""
+"""Rows of tables that lie column by column: Parquet, Arrow streams, and Arrow files (which Feather is, too)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.feather
 import pyarrow.parquet as pq
 
 from jaxdistill.traces.values import BadRow
@@ -93,15 +92,8 @@ def _arrow_file(path: Path, open_now: contextlib.ExitStack) -> Opened:
     return file.schema, lambda names: (file.get_batch(i).select(names) for i in range(count))
 
 
-def _feather(path: Path, open_now: contextlib.ExitStack) -> Opened:
-    """The first version of Feather, which has no batches."""
-    table = pyarrow.feather.read_table(path, memory_map=True)
-    return table.schema, lambda names: iter(table.select(names).to_batches())
-
-
 READERS: dict[str, Callable[[Path, contextlib.ExitStack], Opened]] = {
     "parquet": _parquet,
     "arrow stream": _arrow_stream,
     "arrow file": _arrow_file,
-    "feather": _feather,
 }

@@ -215,7 +215,7 @@ def _once(found: list[str], text: str, tags: tuple[str, str]) -> tuple[list[str]
         return found, text
     if not inside.strip():  # empty tags: a template's way to say that there are none
         return found, answer
-    longer = _longer("\n\n".join(found), inside)
+    longer = _longer(inside, "\n\n".join(found))
     if longer is None:
         raise BadRow("its thoughts stand in a field, and other ones between tags in the text")
     return [longer], answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import sys
@@ -25,6 +26,16 @@ def rows(
     csv.field_size_limit(sys.maxsize)  # a trace is longer than the 128 KiB that are allowed
     # bytes that are not UTF-8 are found in the one row that has them
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        yield from _rows(text, name, suffix, needed)
+    finally:
+        with contextlib.suppress(ValueError):  # closed already, where nobody wanted the rest
+            text.detach()
+
+
+def _rows(
+    text: io.TextIOWrapper, name: str, suffix: str, needed: Collection[str]
+) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
     header = text.readline()
     delimiter = ";" if suffix == ".csv" and ";" in header and "," not in header else DELIMITERS[suffix]
     # strict: otherwise a stray quote takes in the rest of the file without a word

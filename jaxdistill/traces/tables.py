@@ -95,6 +95,8 @@ def _read(
     number = 0
     try:
         kind = unpack.kind_of(path)
+        if kind == "feather 1":
+            raise ValueError(f"{name}: Feather's first version, which is not read any more; save it again.")
         if kind in columns.READERS:
             found = columns.rows(path, name, kind, wanted, needed)
         else:

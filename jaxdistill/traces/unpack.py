@@ -26,14 +26,14 @@ _MAGIC = {
     b"PK\x03\x04": "zip",
     b"PAR1": "parquet",
     b"ARROW1": "arrow file",
-    b"FEA1": "feather",
+    b"FEA1": "feather 1",
 }
 _BY_SUFFIX = {".parquet": "parquet", ".arrow": "arrow stream", ".feather": "arrow file"}
 _BUFFER = 1 << 20
 
 
 def kind_of(path: Path) -> str:
-    """`parquet`, `arrow stream`, `arrow file`, `feather`, a way of packing, or `plain`.
+    """`parquet`, `arrow stream`, `arrow file`, `feather 1`, a way of packing, or `plain`.
 
     Raises:
       OSError: no such file.

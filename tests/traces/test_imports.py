@@ -2,14 +2,9 @@
 
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from jaxdistill import config as configs
-from jaxdistill.records import Problem, RunDir, Trace, read_records
-from jaxdistill.traces import collect
-from jaxdistill.traces.problems import problems
+from tests.traces.brought import bring_in, write
 
 THOUGHT = "<think>\n2 and 2\n</think>\nIt is \\boxed{4}."
 ROWS = {
@@ -27,41 +22,6 @@ ROWS = {
     "r1": {"problem": "2+2?", "answer": "4", "generations": [THOUGHT, "", THOUGHT.replace("2 and 2", "1+3")]},
     "prompt_completion": {"prompt": "2+2?", "completion": THOUGHT},
 }
-
-
-def make_config(run_dir, source, path, **section):
-    return configs.build(
-        {
-            "name": "test",
-            "run_dir": str(run_dir),
-            "problems": {"source": source, "path": str(path), **section},
-            "traces": {"engine": "import"},
-            "data": {"row_tokens": 64},
-            "student": {"init": "demo"},
-            "train": {"batch_rows": 1, "steps": 1, "optimizer": {"learning_rate": 0.1}},
-        }
-    )
-
-
-def write(path, rows):
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".arrow":
-        table = pa.Table.from_pylist(rows)
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def bring_in(tmp_path, source, path, **section):
-    config, run = make_config(tmp_path / "run", source, path, **section), RunDir(tmp_path / "run")
-    problems(config, run)
-    counts = collect.generate(config, run)
-    return list(read_records(run.problems, Problem)), list(read_records(run.traces, Trace)), counts
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".arrow"])
