@@ -47,10 +47,11 @@ def choose(names: list[str], readme: str, config: str | None, split: str | None,
     Raises:
       ValueError: no such configuration or split, several to choose from, no data, or a shard that is missing.
     """
-    configs = _configs(readme, names) or _by_names(names)
+    configs, default = _configs(readme, names)
+    configs = configs or _by_names(names)
     if not configs:
         raise ValueError(_no_data(names, where))
-    name = _pick_config(configs, config, where)
+    name = _pick_config(configs, config, default, where)
     splits = configs[name]
     if split is None and len(splits) == 1:
         split = next(iter(splits))
@@ -87,8 +88,8 @@ def listed(names: list[str]) -> str:
     return (", ".join(data[:_MOST_SHOWN]) or "none") + more
 
 
-def _configs(readme: str, names: list[str]) -> dict[str | None, dict[str, list[str]]]:
-    """Configuration -> split -> files, as the head of README.md has them; the default one first."""
+def _configs(readme: str, names: list[str]) -> tuple[dict[str | None, dict[str, list[str]]], str | None]:
+    """Configuration -> split -> files, as the head of README.md has them, and which is the default."""
     found: dict[str | None, dict[str, list[str]]] = {}
     default = None
     for entry in _head(readme).get("configs") or ():
@@ -105,8 +106,7 @@ def _configs(readme: str, names: list[str]) -> dict[str | None, dict[str, list[s
         found[name] = {split: files for split, files in splits.items() if files}
         if entry.get("default") or (name == "default" and default is None):
             default = name
-    first = {default: found[default]} if default is not None else {}
-    return first | {name: splits for name, splits in found.items() if splits and name not in first}
+    return {name: splits for name, splits in found.items() if splits}, default
 
 
 def _head(readme: str) -> dict[str, Any]:
@@ -173,7 +173,8 @@ def _hidden(name: str) -> bool:
     return any(part.startswith((".", "__")) for part in PurePosixPath(name).parts)
 
 
-def _pick_config(configs: dict[str | None, Any], wanted: str | None, where: str) -> str | None:
+def _pick_config(configs: dict[str | None, Any], wanted: str | None, default: str | None, where: str) -> str | None:
+    wanted = wanted if wanted is not None or default not in configs else default
     if wanted in configs:
         return wanted
     named = [name for name in configs if name is not None]

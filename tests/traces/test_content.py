@@ -54,8 +54,12 @@ def text(value):
         answer(BOXED, reasoning={"content": "two and two"}),
         answer(BOXED, reasoning_details=[{"type": "reasoning.text", "text": "two and two", "signature": None}]),
         answer(BOXED, reasoning_details='[{"type": "reasoning.text", "text": "two and two"}]'),
-        answer(BOXED, reasoning_details=[{"type": "reasoning.text", "text": t, "index": 0} for t in ("two ", "and two")]),
-        answer(BOXED, reasoning=[{"type": "reasoning.summary", "summary": "two and two"}, {"type": "reasoning.encrypted"}]),
+        answer(
+            BOXED, reasoning_details=[{"type": "reasoning.text", "text": t, "index": 0} for t in ("two ", "and two")]
+        ),
+        answer(
+            BOXED, reasoning=[{"type": "reasoning.summary", "summary": "two and two"}, {"type": "reasoning.encrypted"}]
+        ),
         answer(BOXED, thinking_blocks=[{"type": "thinking", "thinking": "two and two", "signature": "s"}]),
         # twice the same is once
         answer(TAGGED, reasoning_content="two and two"),
@@ -120,7 +124,10 @@ def test_what_looks_like_thoughts_or_tags_and_is_none(tmp_path, turn, expected):
         (answer([{"type": "redacted_thinking", "data": "x"}, text("a")]), "its thoughts are hidden"),
         (answer("a", reasoning_details=[{"type": "reasoning.encrypted", "data": "x"}]), "its thoughts are hidden"),
         (answer("a", thinking_blocks=[{"type": "thinking", "thinking": "", "signature": "x"}]), "thoughts are hidden"),
-        (answer(TAGGED, reasoning_content="three and one"), "its thoughts stand in a field, and other ones between tags"),
+        (
+            answer(TAGGED, reasoning_content="three and one"),
+            "its thoughts stand in a field, and other ones between tags",
+        ),
         (answer("a", reasoning="b", reasoning_content="c"), "two fields of the answer hold different thoughts"),
         (answer(None, tool_calls=[{"id": "1", "function": {"name": "f"}}]), "the answer calls a tool"),
         (answer("Let me see.", tool_calls=[{"id": "1"}]), "the answer calls a tool"),

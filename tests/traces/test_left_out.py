@@ -68,7 +68,9 @@ def test_up_to_a_share_of_at_least_a_hundred_rows(tmp_path):
     small = lines(tmp_path / "small.jsonl", [GOOD] + [BAD] * 10)
     assert len(load_problems(section(small))) == 1
     eleven = lines(tmp_path / "eleven.jsonl", [GOOD] + [BAD] * 11)
-    with pytest.raises(ValueError, match=r"eleven\.jsonl: 11 of 12 rows cannot be read; most often \(11\): .*:2: field"):
+    with pytest.raises(
+        ValueError, match=r"eleven\.jsonl: 11 of 12 rows cannot be read; most often \(11\): .*:2: field"
+    ):
         load_problems(section(eleven))
     assert len(load_problems(section(eleven, bad_rows_share=1))) == 1
     large = lines(tmp_path / "large.jsonl", [GOOD] * 900 + [BAD] * 100)

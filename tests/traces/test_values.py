@@ -93,7 +93,12 @@ def golds(path, **options):
 def test_gold_in_columns(tmp_path, column, expected):
     n = len(column)
     table = pa.table(
-        {"problem": [f"{i}?" for i in range(n)], "generations": [["x"]] * n, "answer": column, "more": [object] and [1] * n}
+        {
+            "problem": [f"{i}?" for i in range(n)],
+            "generations": [["x"]] * n,
+            "answer": column,
+            "more": [object] and [1] * n,
+        }
     )
     pq.write_table(table, tmp_path / "a.parquet")
     assert golds(tmp_path / "a.parquet") == expected
