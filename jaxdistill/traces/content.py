@@ -88,7 +88,7 @@ def thoughts_of(value: Any, name: str) -> str:
     found, hidden = _blocks(value)
     if not found.strip() and hidden:
         raise BadRow("its thoughts are hidden", f": {name!r} is {shown(value)}")
-    return "" if found.strip().lower() in _SETTINGS else found.strip("\n")
+    return "" if not found.strip() or found.strip().lower() in _SETTINGS else found.strip("\n")
 
 
 def _blocks(value: Any) -> tuple[str, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,9 @@ OTHER_BOMS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 PIECE = 1 << 20
 _START = 200
 _SPACE = " \t\r\n"
+_CHATS = ("messages", "conversations")
+_LISTS = re.compile(rb"\[.*\]\s*\n\s*\[")
+"""A list in the first line and another in the next: a list a line, and not one list of all rows."""
 
 
 def rows(stream: io.BufferedReader, name: str) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
@@ -32,7 +36,8 @@ def rows(stream: io.BufferedReader, name: str) -> Iterator[tuple[int, dict[str, 
         first = first[len(BOM) :]
     if first.startswith(b"version https://git-lfs"):
         raise ValueError(f"{name}: a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`.")
-    return _elements(stream, name) if first.lstrip().startswith(b"[") else _lines(stream)
+    is_list = first.lstrip().startswith(b"[") and not _LISTS.match(first.lstrip())
+    return _elements(stream, name) if is_list else _lines(stream)
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
@@ -52,6 +57,10 @@ def parse(line: bytes) -> dict[str, Any] | BadRow:
         last = not line.endswith(b"\n")
         if last and (error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg):
             return BadRow("not valid JSON: the file ends within the line", start=_start(line))
+        if error.msg == "Extra data" and error.doc[error.pos] in "{[":
+            return BadRow(
+                "several JSON objects in one line", f" (a second at column {error.colno})", start=_start(line)
+            )
         detail = f" ({error.msg} at column {error.colno}); each line must be one JSON object"
         return BadRow("not valid JSON", detail, start=_start(line))
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
@@ -131,6 +140,8 @@ class _Buffer:
 def _object(found: Any) -> dict[str, Any] | BadRow:
     if isinstance(found, dict):
         return found
+    if isinstance(found, list) and found and all(isinstance(turn, dict) for turn in found):
+        return {name: found for name in _CHATS}  # a chat that stands for itself
     return BadRow(f"expected a JSON object, found {type(found).__name__}", start=str(found)[:_START])
 
 

@@ -76,7 +76,7 @@ def test_what_the_cache_does_not_hold(offline):
     with pytest.raises(ValueError, match=r"owner/name: the hub cannot be reached .*, and the cache does not have it"):
         load_problems(section())
     cached(offline, "owner/name", dict(list(TWO.items())[:1]))
-    with pytest.raises(ValueError, match="data/train-00001-of-00002.parquet is missing, 1 of 2 are there"):
+    with pytest.raises(ValueError, match=r"data/train-00001-of-00002.parquet is missing, 1 of 2 are there"):
         load_problems(section())
     with pytest.raises(ValueError, match="owner/name at revision v2: the hub cannot be reached"):
         load_problems(section(revision="v2"))
@@ -154,9 +154,9 @@ def test_a_token_comes_from_the_environment_alone(hub, monkeypatch):
 
 def test_revisions_and_names_that_are_none(hub):
     hub.repos["owner/name"] = {"main": (COMMIT, TWO)}
-    with pytest.raises(ValueError, match="owner/name: no revision 'v9'; name a commit, branch or tag"):
+    with pytest.raises(ValueError, match=r"owner/name: no revision 'v9'; name a commit, branch or tag"):
         load_problems(section(revision="v9"))
-    with pytest.raises(ValueError, match="it names another revision than problems.revision=v1"):
+    with pytest.raises(ValueError, match=r"it names another revision than problems.revision=v1"):
         load_problems(section(f"{SET}@v2", revision="v1"))
     for path in ("hf://datasets/name", "hf://", "hf://models/owner/name"):
         with pytest.raises(ValueError, match="no data set of the hub; write hf://datasets/OWNER/NAME"):
@@ -254,10 +254,10 @@ def test_the_hubs_own_parquet_has_configurations_too():
 
 def test_sets_that_are_not_files():
     with pytest.raises(
-        ValueError, match="its data comes from a script, which is not run; try problems.revision: refs/"
+        ValueError, match=r"its data comes from a script, which is not run; try problems.revision: refs/"
     ):
         chosen(["name.py", "README.md"])
-    with pytest.raises(ValueError, match="no data in it; expected files that end in .*, and it has README.md, a.tar"):
+    with pytest.raises(ValueError, match=r"no data in it; expected files that end in .*, and it has README.md, a.tar"):
         chosen(["README.md", "a.tar"])
     with pytest.raises(ValueError, match=r"several kinds \(.jsonl, .parquet\); name those to read in path"):
         chosen(["a.jsonl", "b.parquet"])

@@ -75,7 +75,7 @@ def test_up_to_a_share_of_at_least_a_hundred_rows(tmp_path):
     assert len(load_problems(section(eleven, bad_rows_share=1))) == 1
     large = lines(tmp_path / "large.jsonl", [GOOD] * 900 + [BAD] * 100)
     assert len(load_problems(section(large))) == 900
-    with pytest.raises(ValueError, match="More than bad_rows_share=0.09 allows: .* raise problems.bad_rows_share"):
+    with pytest.raises(ValueError, match=r"More than bad_rows_share=0.09 allows: .* raise problems.bad_rows_share"):
         load_problems(section(large, bad_rows_share=0.09))
     assert len(load_problems(section(large, count=5, bad_rows_share=0))) == 5  # the others were not looked at
 
