@@ -34,9 +34,9 @@ class ProblemsConfig:
     folder of such or of `datasets`; or a data set of the Hugging Face hub: `hf://datasets/OWNER/NAME`, with the path of
     files in it behind that if only they are wanted."""
     config: str | None = None
-    """Which configuration (subset) of a hub set, where it has several."""
+    """Which configuration (subset) of a hub set, or of a folder that is laid out like one, where it has several."""
     split: str | None = None
-    """Which split of a hub set, where it has several."""
+    """Which split of a hub set, or of a folder, where it has several."""
     revision: str | None = None
     """A commit, branch or tag of a hub set. The commit that was read is kept beside the problems, and read again."""
     bad_rows: Literal["skip", "stop"] = "skip"
@@ -71,8 +71,7 @@ class ProblemsConfig:
             "the hub in path: hf://datasets/OWNER/NAME.",
         )
         require(self.path is not None, f"source: {self.source} reads a file; name it with `path`.")
-        for key in ("config", "split", "revision"):
-            require(
-                getattr(self, key) is None or str(self.path).startswith("hf://"),
-                f"{key} is for a set of the hub (path: hf://datasets/OWNER/NAME); of a folder, name the files in path.",
-            )
+        require(
+            self.revision is None or "://" in str(self.path),
+            "revision is for a set of the hub (path: hf://datasets/OWNER/NAME); what lies here has none.",
+        )

@@ -56,23 +56,25 @@ Found = tuple[str, dict[str, Any], str | None]
 
 def _humaneval(row: dict[str, Any]) -> Found:
     """HumanEval (Chen et al. 2021, arXiv:2107.03374): `prompt`, `entry_point`, `test` with a `check(candidate)`."""
-    entry = row["entry_point"]
+    entry, begun = values.text(row, "entry_point"), values.text(row, "prompt")
     tests = {
         "kind": "asserts",
         "entry": entry,
-        "context": row["prompt"],
-        "tests": [f"{row['test']}\n\ncheck({entry})\n"],
+        "context": begun,
+        "tests": [f"{values.text(row, 'test')}\n\ncheck({entry})\n"],
     }
-    prompt = f"Complete this function. {_FENCED} that holds all of it.\n\n```python\n{row['prompt'].strip()}\n```"
+    prompt = f"Complete this function. {_FENCED} that holds all of it.\n\n```python\n{begun.strip()}\n```"
     solution = row.get("canonical_solution")
-    return prompt, tests, row["prompt"] + solution if solution else None
+    return prompt, tests, begun + solution if solution else None
 
 
 def _mbpp(row: dict[str, Any]) -> Found:
     """MBPP (Austin et al. 2021, arXiv:2108.07732), full or sanitized: `text` or `prompt`, `test_list`, `code`."""
     setup = "\n".join(row.get("test_imports") or []) or row.get("test_setup_code") or ""
     tests = {"kind": "asserts", "setup": setup, "tests": list(row["test_list"])}
-    question = row["text"] if "text" in row else row["prompt"]
+    if not all(isinstance(test, str) for test in tests["tests"]):
+        raise BadRow("a test is no text")
+    question = values.text(row, "text" if "text" in row else "prompt")
     # the name of the function stands nowhere else
     prompt = f"{question}\n{_FENCED}. It has to pass:\n\n```python\n{tests['tests'][0]}\n```"
     return prompt, tests, row.get("code")
@@ -94,7 +96,7 @@ def _apps(row: dict[str, Any]) -> Found:
     given = f"\n\n```python\n{starter.rstrip()}\n```" if starter else ""
     solutions = row.get("solutions") or "[]"
     solutions = json.loads(solutions) if isinstance(solutions, str) else solutions
-    return f"{row['question'].strip()}{given}\n\n{how}", tests, solutions[0] if solutions else None
+    return f"{values.text(row, 'question').strip()}{given}\n\n{how}", tests, solutions[0] if solutions else None
 
 
 def _livecodebench(row: dict[str, Any]) -> Found:
@@ -110,7 +112,7 @@ def _livecodebench(row: dict[str, Any]) -> Found:
     else:
         tests = {"kind": "stdio", "cases": [{"input": c["input"], "output": c["output"]} for c in cases]}
         how = f"{_FENCED}: a program that reads standard input and prints to standard output."
-    return f"{row['question_content'].strip()}\n\n{how}", tests, None
+    return f"{values.text(row, 'question_content').strip()}\n\n{how}", tests, None
 
 
 def _call(args: Any, output: Any) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def _content(turn: dict[str, Any], what: str) -> tuple[str | None, str]:
             return clean(value), ""
         value = parts
     if isinstance(value, dict):  # one part, or ChatGPT's {"content_type": ..., "parts": [...]}
-        value = value["parts"] if isinstance(value.get("parts"), list) else [value]
+        value = value["parts"] if isinstance(value.get("parts"), list) else turned(value) or [value]
     if not isinstance(value, list):
         text = None if value is None or isinstance(value, bool) else written(value)
         if value is not None and text is None:
@@ -155,6 +155,8 @@ def _part(part: Any, what: str) -> tuple[bool, str]:
     if not isinstance(part, dict):
         raise BadRow(f"a part of the {what} is {kind(part)}", f": {shown(part)}")
     name = part.get("type")
+    if not isinstance(name, str | None):
+        raise BadRow(f"a part of the {what} has a type that is {kind(name)}")
     if name in _THOUGHT or any(word in str(name) for word in _HIDDEN):
         return True, thoughts_of([part], "content")
     if name in _TOOL:
@@ -173,6 +175,20 @@ def _part(part: Any, what: str) -> tuple[bool, str]:
 
 
 _MAY_BE_ENCODED = {"[", " ", "\n"}
+
+
+def turned(value: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """A struct of lists, as `datasets` writes a sequence of objects, as the list of objects; None if it is none.
+
+    Raises:
+      BadRow: its lists are not equally long.
+    """
+    columns = {key: column for key, column in value.items() if column is not None}
+    if not columns or not all(isinstance(column, list) for column in columns.values()):
+        return None
+    if len({len(column) for column in columns.values()}) != 1:
+        raise BadRow("the lists in a struct of lists are not equally long", f": {shown(value)}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _encoded(text: str, *, only_parts: bool = False) -> Any:

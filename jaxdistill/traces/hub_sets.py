@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxdistill import hub
 from jaxdistill.config import ProblemsConfig
 from jaxdistill.progress import say
 from jaxdistill.records import write_json
-from jaxdistill.traces import hub_files
+from jaxdistill.traces import hub_files, tables
 from jaxdistill.traces.tables import DataFile
 
 PINNED = "hub.json"
@@ -81,6 +82,22 @@ def files(config: ProblemsConfig, pin: Path | None) -> list[DataFile]:
     return [_file(address.repo, commit, name, names) for name in names]
 
 
+def local_files(config: ProblemsConfig) -> list[DataFile]:
+    """The files that `problems.path` names on this machine; of a copy of a hub set those of the split.
+
+    Raises:
+      ValueError: a folder without data, or with several splits or configurations and none named.
+    """
+    path = Path(str(config.path)).expanduser()
+    if not path.is_dir() or (tables.has_data(path) and not (config.config or config.split)):
+        return tables.local_files(path)
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    readme = path / "README.md"
+    card = readme.read_text(errors="replace") if readme.is_file() else ""
+    found = hub_files.choose(names, card, config.config, config.split, str(path)).files
+    return [DataFile(str(path / name), _stem(name, found), name, lambda name=name: path / name) for name in found]
+
+
 def pinned(pin: Path) -> dict[str, Any]:
     """What was written down of the hub set that was read: `repo`, `commit`, `files`; empty if none was."""
     try:
@@ -103,12 +120,16 @@ def _choose(config: ProblemsConfig, address: Address) -> dict[str, Any]:
     return {"commit": commit, "config": found.config, "split": found.split, "files": list(found.files)}
 
 
+def _stem(name: str, names: Sequence[str]) -> str:
+    """A file's path without its endings, where no other one is called so, too."""
+    stem = str(Path(name).with_name(Path(name).name.partition(".")[0] or Path(name).name))
+    return stem if sum(other.startswith(f"{stem}.") for other in names) == 1 else name
+
+
 def _file(repo: str, commit: str, name: str, names: list[str]) -> DataFile:
-    stem = name.partition(".")[0] if "." in Path(name).name else name
-    unique = sum(other.startswith(f"{stem}.") for other in names) == 1
     return DataFile(
         name=f"hf://datasets/{repo}@{commit[:12]}/{name}",
-        stem=stem if unique else name,
+        stem=_stem(name, names),
         source=f"{repo}@{commit[:12]}/{name}",
         fetch=lambda: hub.fetch_file(repo, commit, name),
     )

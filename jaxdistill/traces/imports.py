@@ -56,7 +56,10 @@ def exchange_of(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, s
     Raises:
       BadRow: it is not of the set's shape, or none of its responses can be read.
     """
-    found = FORMATS[config.source](data, config, tags)
+    try:
+        found = FORMATS[config.source](data, config, tags)
+    except values.UNEXPECTED as error:
+        raise values.unexpected(error) from None
     bad = [response for response in found.responses if isinstance(response, BadRow)]
     if len(bad) == len(found.responses):
         raise bad[0] if bad else BadRow("no response in it")
@@ -250,12 +253,7 @@ def _turns(value: Any, name: str) -> list[Any]:
     if isinstance(value, str):
         value = _decoded(value)
     if isinstance(value, dict):
-        columns = {key: column for key, column in value.items() if column is not None}
-        if not columns or not all(isinstance(column, list) for column in columns.values()):
-            raise BadRow(f"field {name!r} is not a list of turns", f": {values.shown(value)}")
-        if len({len(column) for column in columns.values()}) != 1:
-            raise BadRow(f"the lists in field {name!r} are not equally long")
-        value = [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)]
+        value = content.turned(value) or value
     if not isinstance(value, list):
         raise BadRow(f"field {name!r} is not a list of turns", f": {values.shown(value)}")
     if list not in map(type, value):

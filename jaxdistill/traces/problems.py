@@ -32,7 +32,7 @@ def problems(config: RunConfig, run: RunDir) -> dict[str, Any]:
     """
     shutil.rmtree(run.problems / HELDOUT, ignore_errors=True)
     held_out = config.evaluate.problems if config.evaluate else None
-    heldout = _Reading(held_out, run.problems / HELDOUT / hub_sets.PINNED) if held_out else None
+    heldout = _Reading(held_out, run.problems / f"{HELDOUT}_{hub_sets.PINNED}") if held_out else None
     questions: set[str] = set()
     counts: dict[str, Any] = {}
     if heldout:
@@ -87,7 +87,7 @@ class _Reading:
 
     def pinned(self) -> dict[str, Any]:
         """What of the hub was read; empty for anything else."""
-        return hub_sets.pinned(self._pin) if self._pin else {}
+        return hub_sets.pinned(self._pin) if self._pin and hub_sets.is_address(self.config.path or "") else {}
 
     def problems(self) -> Iterator[Problem]:
         """The problems that are wanted, as they are read.
@@ -143,8 +143,8 @@ class _Reading:
                     raise row.data
                 problem, bad_responses = read(row, self.config)
                 self._check_id(problem.id, row)
-            except BadRow as bad:
-                self.left_out.add(row, bad)
+            except (BadRow, *values.UNEXPECTED) as error:
+                self.left_out.add(row, error if isinstance(error, BadRow) else values.unexpected(error))
                 continue
             for bad in bad_responses:
                 self.left_out.add_response(row, bad)
@@ -171,10 +171,7 @@ def rows_of(config: ProblemsConfig, pin: Path | None) -> Iterator[Row]:
       pin: file that says which commit of a hub set is read, and is written where it is not there yet.
     """
     assert config.path is not None
-    if hub_sets.is_address(config.path):
-        files = hub_sets.files(config, pin)
-    else:
-        files = tables.local_files(Path(config.path))
+    files = hub_sets.files(config, pin) if hub_sets.is_address(config.path) else hub_sets.local_files(config)
     wanted, needed = COLUMNS.get(config.source, _every)(config)
     return tables.rows(files, wanted, needed)
 

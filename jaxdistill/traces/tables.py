@@ -143,6 +143,11 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
+def has_data(folder: Path) -> bool:
+    """Whether rows lie in the folder itself, or `datasets` has put splits there."""
+    return (folder / "dataset_dict.json").is_file() or any(is_data(f.name) for f in folder.iterdir() if f.is_file())
+
+
 def is_data(name: str) -> bool:
     """Whether a file of that name holds rows."""
     return name not in _NOT_DATA and not name.startswith((".", "_")) and suffix_of(name) in SUFFIXES

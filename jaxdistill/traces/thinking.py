@@ -8,14 +8,33 @@ KNOWN_TAGS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThoughts, Bespoke-Stratos
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
+    ("<thoughts>", "</thoughts>"),
     ("<reasoning>", "</reasoning>"),
+    ("<reason>", "</reason>"),
+    ("<scratchpad>", "</scratchpad>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<longcat_think>", "</longcat_think>"),
     ("[THINK]", "[/THINK]"),  # Magistral
     ("◁think▷", "◁/think▷"),  # Kimi
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),  # gpt-oss
 )
 """Tags that published traces are written with; an imported response that begins with such a one is read by them."""
-SOLUTION_TAGS = (("<|begin_of_solution|>", "<|end_of_solution|>"),)
+SOLUTION_TAGS = (("<|begin_of_solution|>", "<|end_of_solution|>"), ("<|START_RESPONSE|>", "<|END_RESPONSE|>"))
 """What some teachers put around the answer behind their thinking; no part of the answer."""
+ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|return|>",
+    "<|end|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<｜end▁of▁sentence｜>",
+    "</s>",
+)
+"""Tokens that end a turn, which some sets have kept in the text of their responses."""
 
 
 def is_open(prompt: str, tags: tuple[str, str] = (OPEN, CLOSE)) -> bool:
@@ -44,7 +63,12 @@ def normalize(response: str, tags: tuple[str, str] = (OPEN, CLOSE), *, opened: b
 
 
 def normalize_imported(response: str, tags: tuple[str, str] = (OPEN, CLOSE)) -> str:
-    """As `normalize`, of a response of which nobody has said the tags: `tags` if it has them, else the known ones."""
+    """As `normalize`, of a response of which nobody has said the tags: `tags` if it has them, else the known ones.
+
+    The tokens that ended its turn, where they were left in the text, are taken off.
+    """
+    while (bare := response.rstrip()).endswith(ENDS):
+        response = bare.removesuffix(next(end for end in ENDS if bare.endswith(end)))
     return normalize(response, tags_of(response, tags))
 
 

@@ -31,6 +31,15 @@ class BadRow(ValueError):
         return ValueError(f"{where}: {self}.")
 
 
+UNEXPECTED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError)
+"""What reading a row of a shape that nobody has thought of may raise."""
+
+
+def unexpected(error: BaseException) -> BadRow:
+    """Such an error as a row's reason: one odd row never stops a million."""
+    return BadRow("a shape that is not known", f" ({type(error).__name__}: {' '.join(str(error).split())})")
+
+
 class Twice:
     """Stands in a row for a key that its JSON gives twice, with two values."""
 

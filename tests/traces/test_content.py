@@ -1,14 +1,22 @@
 """What answers say: content in every form, thoughts wherever they stand, and why an answer is left out."""
 
+import contextlib
 import json
 
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from jaxdistill.config import ProblemsConfig
+from jaxdistill.traces import imports, tables, values
+from jaxdistill.traces.problems import load_problems
 from tests.traces.brought import responses
 
 QUESTION = {"role": "user", "content": "2+2?"}
 BOXED = "\\boxed{4}"
 TAGGED = f"<think>\ntwo and two\n</think>\n{BOXED}"
+HARMONY = "<|end|><|start|>assistant<|channel|>final<|message|>"
 BOTH = ("two and two", BOXED)
 
 
@@ -36,6 +44,8 @@ def text(value):
         answer([text(TAGGED)]),
         answer([text("<think>\ntwo and two\n"), text(f"</think>\n{BOXED}")]),
         answer([{"type": "text", "text": TAGGED, "image_url": None}, None]),
+        answer({"type": ["text", "text"], "text": ["<think>two and two</think>", BOXED]}),  # as `datasets` writes it
+        answer({"type": ["thinking", "text"], "thinking": ["two and two", None], "text": [None, BOXED]}),
         answer(["<think>\ntwo and two\n</think>\n", BOXED]),
         answer({"content_type": "text", "parts": [TAGGED]}),
         answer(json.dumps([text(TAGGED)])),
@@ -79,6 +89,11 @@ def text(value):
         answer(f"<|begin_of_thought|>\n\ntwo and two\n\n<|end_of_thought|>\n\n{BOXED}"),
         answer(f"<thinking>two and two</thinking>{BOXED}"),
         answer(f"[THINK]two and two[/THINK]{BOXED}"),
+        answer(f"<|START_THINKING|>two and two<|END_THINKING|><|START_RESPONSE|>{BOXED}<|END_RESPONSE|>"),
+        answer(f"<|channel|>analysis<|message|>two and two{HARMONY}{BOXED}<|return|>"),
+        # tokens that ended the turn
+        answer(TAGGED + "<|im_end|>\n<|endoftext|>"),
+        answer(TAGGED + "<｜end▁of▁sentence｜>"),
     ],
     ids=lambda turn: json.dumps(turn)[20:90],
 )
@@ -102,6 +117,9 @@ def test_thoughts_and_answer_are_found(tmp_path, turn):
         (answer("<think>\nt\n</think>\n<|begin_of_solution|>\n4"), ("t", "4")),
         (answer("<think>\na <|begin_of_solution|> b\n</think>\n4"), ("a <|begin_of_solution|> b", "4")),
         (answer("The tag is <|begin_of_solution|>."), (None, "The tag is <|begin_of_solution|>.")),
+        (answer("A turn ends in <|im_end|>."), (None, "A turn ends in <|im_end|>.")),
+        (answer("It was <thought> first.</thought>"), (None, "It was <thought> first.</thought>")),
+        (answer("<answer>4</answer>"), (None, "<answer>4</answer>")),  # a form that people ask for
     ],
 )
 def test_what_looks_like_thoughts_or_tags_and_is_none(tmp_path, turn, expected):
@@ -117,6 +135,8 @@ def test_what_looks_like_thoughts_or_tags_and_is_none(tmp_path, turn, expected):
         (answer(None, reasoning_content="cut off"), "the answer is null or empty"),
         ({"role": "assistant"}, "the answer is null or empty"),
         (answer({"a": 1}), "a part of the answer has no text"),
+        (answer([{"type": ["text"], "text": "a"}]), "a part of the answer has a type that is a list"),
+        (answer({"type": ["text"], "text": ["a", "b"]}), "the lists in a struct of lists are not equally long"),
         (answer(True), "the answer is a boolean, not text"),
         (answer([text("a"), {"type": "image_url", "image_url": {"url": "x"}}]), "of type 'image_url', not text"),
         (answer([{"type": "refusal", "refusal": "no"}]), "a part of the answer is of type 'refusal', not text"),
@@ -238,3 +258,80 @@ def test_a_chat_as_json_in_a_text_and_as_a_struct_of_lists(tmp_path):
     found, reasons = responses(tmp_path, "messages", [rows[0], {"messages": uneven}, {"messages": {"role": "user"}}])
     assert found == [BOTH]
     assert len(reasons) == 2
+
+
+KEYS = [
+    "messages",
+    "conversations",
+    "problem",
+    "generations",
+    "prompt",
+    "completion",
+    "answer",
+    "role",
+    "content",
+    "from",
+]
+KEYS += [
+    "value",
+    "type",
+    "text",
+    "thinking",
+    "reasoning",
+    "reasoning_details",
+    "tool_calls",
+    "summary",
+    "parts",
+    "index",
+]
+WORDS = [
+    "user",
+    "assistant",
+    "system",
+    "tool",
+    "human",
+    "gpt",
+    "thinking",
+    "",
+    "[{",
+    '[{"type": "text"}]',
+    "<think>",
+    "\ud83d",
+]
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS + KEYS) | st.binary(max_size=3)
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=6),
+    max_leaves=25,
+)
+
+
+@pytest.mark.parametrize("source", imports.FORMATS)
+@given(row=st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_no_row_whatever_it_holds_does_more_than_be_left_out(source, row):
+    config = ProblemsConfig(source=source, path="x")
+    file = tables.DataFile("x", "x", "x", lambda: None)
+    problem, reason = None, None
+    try:
+        problem, _ = imports.problem_of(tables.Row(file, 1, row), config)
+    except values.BadRow as bad:
+        reason = bad.reason
+    if problem is None:
+        assert reason and "\n" not in reason
+        assert not reason.startswith("a shape that is not known")
+    else:
+        assert problem.prompt.strip()
+        pa.table({"text": [problem.prompt, problem.answer, problem.domain]})  # can be written
+
+
+@pytest.mark.parametrize("source", [*imports.FORMATS, "jsonl", "gsm8k", "humaneval", "mbpp", "apps", "livecodebench"])
+@given(rows=st.lists(ANYTHING, min_size=1, max_size=8))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_file_of_json_lines_does_more_than_hold_no_problems(tmp_path, source, rows):
+    path = tmp_path / "set.jsonl"
+    path.write_text("".join(json.dumps(row, default=str) + "\n" for row in [{}, *rows]))
+    with contextlib.suppress(ValueError):
+        load_problems(ProblemsConfig(source=source, path=str(path), bad_rows_share=1))

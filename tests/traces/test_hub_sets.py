@@ -119,6 +119,22 @@ def test_another_set_in_the_config_is_not_read_at_the_old_commit(tmp_path, hub):
     problems(make_config(tmp_path / "run", "r1", SET), RunDir(tmp_path / "run"))
     counts = problems(make_config(tmp_path / "run", "r1", SET, revision="v2"), RunDir(tmp_path / "run"))
     assert (counts["problems"], counts["hub"]["commit"]) == (1, LATER)
+    (tmp_path / "a.jsonl").write_bytes(ROW)
+    assert "hub" not in problems(make_config(tmp_path / "run", "r1", tmp_path / "a.jsonl"), RunDir(tmp_path / "run"))
+
+
+def test_a_held_out_set_is_pinned_too(tmp_path, hub):
+    from jaxdistill.traces.problems import problems
+
+    test = {"test.parquet": parquet("a", "z")}
+    hub.repos |= {"owner/name": {"main": (COMMIT, TWO)}, "owner/test": {"main": (LATER, test)}}
+    data = configs.to_dict(make_config(tmp_path / "run", "r1", SET))
+    data["evaluate"] = {"problems": {"source": "r1", "path": "hf://datasets/owner/test"}}
+    for _ in range(2):
+        counts = problems(configs.build(data), RunDir(tmp_path / "run"))
+        assert (counts["problems"], counts["heldout"], counts["in_heldout"]) == (2, 2, 1)
+        assert (counts["hub"]["commit"], counts["heldout_hub"]["commit"]) == (COMMIT, LATER)
+        hub.repos["owner/test"] = {"main": (COMMIT, {}), LATER: (LATER, test)}
 
 
 ROW = json.dumps({"problem": "j", "generations": ["4"]}).encode()
@@ -168,8 +184,22 @@ def test_revisions_and_names_that_are_none(hub):
 def test_the_config_says_how_a_set_is_named():
     with pytest.raises(ValueError, match=r"name a set of the hub in path: hf://datasets/OWNER/NAME"):
         configs.build(_data({"source": "hub", "path": "owner/name"}))
-    with pytest.raises(ValueError, match=r"split is for a set of the hub \(path: hf://datasets/OWNER/NAME\)"):
-        configs.build(_data({"source": "r1", "path": "owner/name", "split": "train"}))
+    with pytest.raises(ValueError, match=r"revision is for a set of the hub \(path: hf://datasets/OWNER/NAME\)"):
+        configs.build(_data({"source": "r1", "path": "owner/name", "revision": "main"}))
+
+
+def test_a_copy_of_a_hub_set_in_a_folder(tmp_path):
+    for name, data in TWO.items() | {("data/test-00000-of-00001.parquet", parquet("t"))}:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(data)
+    path = str(tmp_path / "set")
+    assert questions(path=path, split="train") == ["a", "b", "c"]
+    assert questions(path=path, split="test") == ["t"]
+    with pytest.raises(ValueError, match=r"it has the splits test, train; name one with problems\.split"):
+        load_problems(section(path))
+    (tmp_path / "empty" / "data").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no data in it"):
+        load_problems(section(str(tmp_path / "empty")))
 
 
 def _data(problems):

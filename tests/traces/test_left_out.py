@@ -153,3 +153,21 @@ def test_data_that_changed_between_problems_and_traces_is_refused(tmp_path):
         collect.generate(config, run)
     lines(path, [GOOD, HALF, GOOD])
     assert collect.generate(config, run)["samples"] == 2
+
+
+def test_rows_of_code_sets_that_are_odd_in_any_way_are_left_out(tmp_path):
+    good = {"text": "Double it.", "test_list": ["assert f(2) == 4"], "code": "def f(x): return 2 * x"}
+    odd = [{}, {"text": None}, {**good, "test_list": []}, {**good, "test_list": None}, {**good, "test_imports": 7}]
+    odd += [{**good, "text": None}, {**good, "test_list": [None]}]
+    odd += [{**good, "text": "half \ud83d"}, {**good, "code": 12}, [], 7]
+    path = lines(tmp_path / "set.jsonl", [*odd, good])
+    (found,) = load_problems(ProblemsConfig(source="mbpp", path=str(path), bad_rows_share=1))
+    assert found.id == "mbpp-set:12"
+    cases = {"fn_name": "f", "inputs": [[2]], "outputs": [[4]]}
+    apps = [
+        {"question": "x", "input_output": json.dumps({**cases, "outputs": []})},
+        {"question": None, "input_output": cases},
+    ]
+    apps += [{"question": "x", "input_output": ""}, {"question": "x", "input_output": cases}]
+    (found,) = load_problems(ProblemsConfig(source="apps", path=str(lines(tmp_path / "apps.jsonl", apps))))
+    assert found.id == "apps-apps:4"
