@@ -187,3 +187,88 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         cause = str(error).strip().splitlines()[0]
         raise ValueError(f"{name}: neither a local folder nor to be had from the hub ({cause}).") from None
+
+
+def list_data(name: str, revision: str | None = None) -> tuple[str, list[str]]:
+    """(commit, names of all files) of a data set of the hub; without a network, of what its cache holds.
+
+    Raises:
+      ValueError: no such data set or revision, one that wants a token, or neither a network nor the set in the cache.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        info = HfApi().dataset_info(name, revision=revision, timeout=30)
+    except HFValidationError as error:
+        raise ValueError(f"{name}: no name of a data set of the hub ({_first_line(error)}).") from None
+    except HfHubHTTPError.__bases__ as error:  # what a connection that fails raises, too
+        if said := _refused(name, revision, error):
+            raise ValueError(said) from None
+        found = _cached_data(name, revision)
+        if found is None:
+            at = f" at revision {revision}" if revision else ""
+            raise ValueError(
+                f"{name}{at}: the hub cannot be reached ({_first_line(error)}), and the cache does not have it; try "
+                "again with a network, or name local files in path."
+            ) from None
+        return found
+    assert info.sha is not None
+    return info.sha, sorted(file.rfilename for file in info.siblings or ())
+
+
+def fetch_file(name: str, commit: str, file: str) -> Path:
+    """The local path of one file of a data set, fetched if the cache does not have it.
+
+    Raises:
+      ValueError: it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
+    except (*HfHubHTTPError.__bases__, EntryNotFoundError) as error:
+        said = _refused(name, commit, error)
+        raise ValueError(
+            said
+            or f"{name}: {file} of commit {commit[:12]} cannot be fetched ({_first_line(error)}); give the command "
+            "again: what the cache has is not fetched anew."
+        ) from None
+
+
+def _refused(name: str, revision: str | None, error: BaseException) -> str | None:
+    """What the hub says against giving a data set; None if it was not the hub that spoke."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        page = f"https://huggingface.co/datasets/{name}"
+        return f"{name}: a gated data set; ask for access at {page}, and set HF_TOKEN to a token of that account."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{name}: no revision {revision!r}; name a commit, branch or tag of it."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{name}: no such data set on the hub, or a private one; check the name, or set HF_TOKEN."
+    if isinstance(error, errors.DisabledRepoError):
+        return f"{name}: the hub has disabled it."
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", 500)
+    if status in (401, 403):
+        return f"{name}: the hub refuses it ({_first_line(error)}); set HF_TOKEN to a token that may read it."
+    return None
+
+
+def _cached_data(name: str, revision: str | None) -> tuple[str, list[str]] | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:  # an incomplete one is there all the same, and may have what is wanted
+        if not (path := getattr(error, "snapshot_path", None)):
+            return None
+        folder = Path(path)
+    return folder.name, sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,8 @@ FIRST_DAY = "first_day.json"
 """In a run's folder: the day on which it began."""
 CACHE = "cache"
 """Folder in a stage's own, of results that are found by their contents: it may outlive the output, or be lost."""
+ROWS_AT_ONCE = 8192
+"""Records that are in memory together while they are written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,10 +247,18 @@ def _arrow_type(hint: Any) -> pa.DataType:
 
 def write_records(path: Path, record: type, rows: Iterable[Any]) -> int:
     """Writes records to one Parquet file, which appears whole or not at all. Returns how many."""
-    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema_of(record))
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    return table.num_rows
+    schema, left, written = schema_of(record), iter(rows), 0
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        # some at a time, so that a million of them never lie in memory together
+        while part := list(itertools.islice(left, ROWS_AT_ONCE)):
+            writer.write_table(table_of(part, schema))
+            written += len(part)
+    return written
+
+
+def table_of(rows: list[Any], schema: pa.Schema) -> pa.Table:
+    """Some records as a table."""
+    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
 
 
 def read_records(folder: Path, record: type) -> Iterator[Any]:

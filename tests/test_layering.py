@@ -48,8 +48,10 @@ EXCEPTIONS = [
     ("evals", "traces.engines"),
     ("evals", "traces.tables"),
     ("evals", "traces.code_sets"),
+    ("evals", "traces.values"),
     ("evals", "verify"),
     ("verify", "traces.engines"),  # the judge is asked as the teacher is
+    ("verify", "traces.values"),
     ("verify", "traces.tables"),  # benchmarks come in the files that problems come in
     ("train", "data"),
     ("train", "traces.engines"),  # on policy, the student is sampled and the teacher asked as where traces are made

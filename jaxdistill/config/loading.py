@@ -72,6 +72,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 # what changes how fast or where something is computed, and not what comes out
 _WITHOUT_EFFECT = {
+    "ProblemsConfig": {"bad_rows", "bad_rows_share"},
     "DataConfig": {"workers"},
     "VerifyConfig": {"workers", "executor", "ray"},
     "JudgeConfig": {"batch"},

@@ -20,7 +20,7 @@ import yaml
 from jaxdistill import hub
 from jaxdistill.config import BenchmarkConfig
 from jaxdistill.records import Problem
-from jaxdistill.traces import code_sets, tables
+from jaxdistill.traces import code_sets, tables, values
 
 SETS = Path(__file__).parent / "sets"
 LETTERS = "ABCDEFGHIJ"
@@ -97,7 +97,11 @@ def load(config: BenchmarkConfig) -> list[Item]:
     items = []
     for file in locate(config, benchmark):
         for path, number, row in tables.read_rows(file):
-            item = read(row, f"{path}:{number}", benchmark, config.name)
+            where = f"{path}:{number}"
+            try:
+                item = read(row, where, benchmark, config.name)
+            except values.BadRow as error:  # a benchmark with a hole is another benchmark
+                raise error.at(where) from None
             if item is not None:
                 items.append(item)
     where = config.path or benchmark.repo
@@ -132,7 +136,7 @@ def locate(config: BenchmarkConfig, benchmark: Benchmark) -> list[Path]:
 
 def _item(row: dict[str, Any], where: str, benchmark: Benchmark, name: str, answer: str | None, **extra: Any) -> Item:
     """An item from a row's question; `extra` fills the prompt too."""
-    question = tables.text(row, benchmark.fields["problem"], where)
+    question = values.text(row, benchmark.fields["problem"])
     shown = {"choices": _lettered(extra["choices"])} if "choices" in extra else {}
     file, _, number = where.rpartition(":")
     domain = row.get(benchmark.fields.get("domain", ""))
@@ -152,7 +156,7 @@ def _plain(row: dict[str, Any], where: str, benchmark: Benchmark, name: str) -> 
 
 def _hashes(row: dict[str, Any], where: str, benchmark: Benchmark, name: str) -> Item:
     """The answer stands behind the last `####` of a worked solution."""
-    gold = tables.text(row, benchmark.fields["answer"], where).rpartition("####")
+    gold = values.text(row, benchmark.fields["answer"]).rpartition("####")
     if not gold[1] or not gold[2].strip():
         raise ValueError(f"{where}: no gold answer behind `####`; it is no row of {benchmark.title}.")
     return _item(row, where, benchmark, name, gold[2].strip())
@@ -160,7 +164,7 @@ def _hashes(row: dict[str, Any], where: str, benchmark: Benchmark, name: str) ->
 
 def _choices(row: dict[str, Any], where: str, benchmark: Benchmark, name: str) -> Item:
     """Choices as a list, or as `{text: [...], label: [...]}`; the answer is a label, or a number from 0."""
-    given = tables.field(row, benchmark.fields["choices"], where)
+    given = values.field(row, benchmark.fields["choices"])
     labels = [str(label) for label in given.get("label", [])] if isinstance(given, dict) else []
     texts = given.get("text", []) if isinstance(given, dict) else given
     fits = isinstance(texts, list) and 2 <= len(texts) <= len(LETTERS) and all(isinstance(t, str) for t in texts)
@@ -182,8 +186,8 @@ def _instructions(row: dict[str, Any], where: str, benchmark: Benchmark, name: s
     """IFEval's instructions with their arguments; None if one of them is not known here."""
     from jaxdistill.evals.instructions import CHECKS
 
-    names = tables.field(row, benchmark.fields["answer"], where)
-    arguments = tables.field(row, "kwargs", where)
+    names = values.field(row, benchmark.fields["answer"])
+    arguments = values.field(row, "kwargs")
     if not isinstance(names, list) or not isinstance(arguments, list) or not names or len(names) != len(arguments):
         raise ValueError(f"{where}: no gold: `{benchmark.fields['answer']}` and `kwargs` are no lists of one length.")
     if not set(names) <= CHECKS.keys():

@@ -48,6 +48,37 @@ def data(run: RunDir) -> dict[str, Any] | None:
     return manifest["counts"] if manifest else None
 
 
+def left_out(run: RunDir) -> list[dict[str, Any]]:
+    """What could not be read of the problems' sets: one table a set, empty where everything could.
+
+    Returns:
+      for each set its `name`, `rows`, `left_out`, and `reasons`: what (`row` or `response`), reason, count, and the
+      first place with what is special about it.
+    """
+    manifest = read_manifest(run.problems)
+    counts = manifest["counts"] if manifest else {}
+    found = []
+    for name, key in (("to learn from", "bad_rows"), ("held out", "heldout_bad_rows")):
+        if key not in counts:
+            continue
+        each = counts[key]
+        reasons = [
+            {"what": what, "reason": reason, **numbers}
+            for what, table in (("row", each["reasons"]), ("response", each["responses"]))
+            for reason, numbers in table.items()
+        ]
+        found.append({"name": name, "rows": each["rows"], "left_out": each["left_out"], "reasons": reasons})
+    return found
+
+
+def hub_sets(run: RunDir) -> list[str]:
+    """The data sets of the hub that the problems are from, each with the commit that was read."""
+    manifest = read_manifest(run.problems)
+    counts = manifest["counts"] if manifest else {}
+    found = [counts[key] for key in ("hub", "heldout_hub") if key in counts]
+    return list(dict.fromkeys(f"{each['repo']} @ {each['commit']}" for each in found))
+
+
 def bins(histograms: dict[str, list[int]]) -> tuple[list[str], list[list[int]]]:
     """Labels of the bins, and the counts of each region."""
     labels = [

@@ -104,13 +104,15 @@ def read_yield(run: RunDir) -> Yield | None:
 def _trace_columns(folder: Path) -> Iterator[tuple[str, int, int, str]]:
     """(id, output tokens, characters, `teacher @ revision`) of every trace, whose tokens never become Python lists."""
     for file in sorted(folder.glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "output_ids", "response", "teacher", "revision"]):
+        columns = ["id", "engine", "output_ids", "response", "teacher", "revision"]
+        for batch in pq.ParquetFile(file).iter_batches(columns=columns):
             sizes = pc.fill_null(pc.list_value_length(batch["output_ids"]), 0).to_pylist()  # of a malformed record
             characters = pc.fill_null(pc.utf8_length(batch["response"]), 0).to_pylist()
-            for i, (trace_id, teacher, revision) in enumerate(
-                zip(batch["id"].to_pylist(), batch["teacher"].to_pylist(), batch["revision"].to_pylist(), strict=True)
-            ):
-                yield trace_id, sizes[i], characters[i], f"{teacher} @ {revision}" if revision else teacher
+            named = (batch[name].to_pylist() for name in ("id", "engine", "teacher", "revision"))
+            for i, (trace_id, engine, teacher, revision) in enumerate(zip(*named, strict=True)):
+                # of an imported trace it is the row that it came with, and a page is no place for a million of them
+                who = teacher.rpartition(":")[0] if engine == "import" else teacher
+                yield trace_id, sizes[i], characters[i], f"{who} @ {revision}" if revision else who
 
 
 def read_metrics(run: RunDir) -> Metrics | None:
@@ -188,7 +190,9 @@ def _rows(folder: Path) -> int:
 
 def _problems(run: RunDir, counts: dict[str, Any]) -> tuple[str, str, list[str]]:
     held_out = _rows(run.problems / "heldout")
-    return f"{_rows(run.problems):,}", "to learn from", [f"{held_out:,} held out" if held_out else ""]
+    unread = counts.get("bad_rows", {}).get("left_out", 0)
+    details = [f"{held_out:,} held out" if held_out else "", f"{unread:,} rows could not be read" if unread else ""]
+    return f"{_rows(run.problems):,}", "to learn from", details
 
 
 def _traces(run: RunDir, counts: dict[str, Any]) -> tuple[str, str, list[str]]:

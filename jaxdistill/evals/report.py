@@ -103,6 +103,8 @@ def _context(config: RunConfig, run: RunDir) -> dict[str, Any]:
         "quality_columns": [title for title, _ in details.QUALITY.values()],
         "faithfulness": details.faithfulness(models),
         "data": details.data(run),
+        "left_out": details.left_out(run),
+        "hub_sets": details.hub_sets(run),
         "difficulty": details.difficulty(run),
         "costs": costs,
         "total_cost": details.total(costs),

@@ -1,6 +1,6 @@
 """Code problems from the files of well-known sets, with their tests as `Problem.tests` wants them.
 
-Read are JSON lines, gzipped ones too, JSON and Parquet.
+Read are the files that `traces.tables` reads.
 """
 
 from __future__ import annotations
@@ -10,73 +10,77 @@ import io
 import json
 import pickle
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from jaxdistill.config import ProblemsConfig
 from jaxdistill.records import Problem
-from jaxdistill.traces import tables
+from jaxdistill.traces import tables, values
+from jaxdistill.traces.values import BadRow
 
 DOMAIN = "code"
 _MAX_PRIVATE = 1 << 28
 _FENCED = "Answer with one Python code block"
 
 
-def problems_of(config: ProblemsConfig) -> Iterator[Problem]:
-    """The problems of a code set; `source` names its layout, a key of `LAYOUTS`.
+def problem_of(row: tables.Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow]]:
+    """The problem of a row of a code set; `source` names its layout, a key of `LAYOUTS`.
 
     Raises:
-      ValueError: a row that is not of that layout (file and row are named).
+      BadRow: it is not of that layout.
     """
-    assert config.path is not None
-    path = Path(config.path)
-    for file, number, row in tables.read_rows(path):
-        where = f"{file}:{number}"
-        try:
-            prompt, tests, solution = LAYOUTS[config.source](row)
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{where}: {what}; it is no row of {config.source}.") from None
-        yield Problem(
-            id=f"{config.source}-{file.name.partition('.')[0]}:{number}",
-            prompt=prompt,
-            answer=None,
-            domain=config.domain if config.domain != "math" else DOMAIN,
-            source=f"{file.name}:{number}",
-            solution=f"```python\n{solution.rstrip()}\n```" if solution else None,
-            tests=json.dumps(tests),
-        )
+    assert not isinstance(row.data, BadRow)
+    try:
+        prompt, tests, solution = LAYOUTS[config.source](row.data)
+        stored = json.dumps(tests)
+        values.clean(prompt)
+    except BadRow:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise BadRow(f"no row of {config.source}", f": {what}") from None
+    problem = Problem(
+        id=f"{config.source}-{row.file.stem.partition('.')[0]}:{row.number}",
+        prompt=prompt,
+        answer=None,
+        domain=config.domain if config.domain != "math" else DOMAIN,
+        source=f"{row.file.source}:{row.number}",
+        solution=f"```python\n{values.clean(solution).rstrip()}\n```" if solution else None,
+        tests=stored,
+    )
+    return problem, []
 
 
-Row = tuple[str, dict[str, Any], str | None]
+Found = tuple[str, dict[str, Any], str | None]
 
 
-def _humaneval(row: dict[str, Any]) -> Row:
+def _humaneval(row: dict[str, Any]) -> Found:
     """HumanEval (Chen et al. 2021, arXiv:2107.03374): `prompt`, `entry_point`, `test` with a `check(candidate)`."""
-    entry = row["entry_point"]
+    entry, begun = values.text(row, "entry_point"), values.text(row, "prompt")
     tests = {
         "kind": "asserts",
         "entry": entry,
-        "context": row["prompt"],
-        "tests": [f"{row['test']}\n\ncheck({entry})\n"],
+        "context": begun,
+        "tests": [f"{values.text(row, 'test')}\n\ncheck({entry})\n"],
     }
-    prompt = f"Complete this function. {_FENCED} that holds all of it.\n\n```python\n{row['prompt'].strip()}\n```"
+    prompt = f"Complete this function. {_FENCED} that holds all of it.\n\n```python\n{begun.strip()}\n```"
     solution = row.get("canonical_solution")
-    return prompt, tests, row["prompt"] + solution if solution else None
+    return prompt, tests, begun + solution if solution else None
 
 
-def _mbpp(row: dict[str, Any]) -> Row:
+def _mbpp(row: dict[str, Any]) -> Found:
     """MBPP (Austin et al. 2021, arXiv:2108.07732), full or sanitized: `text` or `prompt`, `test_list`, `code`."""
     setup = "\n".join(row.get("test_imports") or []) or row.get("test_setup_code") or ""
     tests = {"kind": "asserts", "setup": setup, "tests": list(row["test_list"])}
-    question = row["text"] if "text" in row else row["prompt"]
+    if not all(isinstance(test, str) for test in tests["tests"]):
+        raise BadRow("a test is no text")
+    question = values.text(row, "text" if "text" in row else "prompt")
     # the name of the function stands nowhere else
     prompt = f"{question}\n{_FENCED}. It has to pass:\n\n```python\n{tests['tests'][0]}\n```"
     return prompt, tests, row.get("code")
 
 
-def _apps(row: dict[str, Any]) -> Row:
+def _apps(row: dict[str, Any]) -> Found:
     """APPS (Hendrycks et al. 2021, arXiv:2105.09938) and TACO: `question`, `input_output` with `fn_name` or without."""
     data = row["input_output"]
     data = json.loads(data) if isinstance(data, str) else data
@@ -92,10 +96,10 @@ def _apps(row: dict[str, Any]) -> Row:
     given = f"\n\n```python\n{starter.rstrip()}\n```" if starter else ""
     solutions = row.get("solutions") or "[]"
     solutions = json.loads(solutions) if isinstance(solutions, str) else solutions
-    return f"{row['question'].strip()}{given}\n\n{how}", tests, solutions[0] if solutions else None
+    return f"{values.text(row, 'question').strip()}{given}\n\n{how}", tests, solutions[0] if solutions else None
 
 
-def _livecodebench(row: dict[str, Any]) -> Row:
+def _livecodebench(row: dict[str, Any]) -> Found:
     """LiveCodeBench (Jain et al. 2024, arXiv:2403.07974): `question_content`, public and private test cases."""
     cases = json.loads(row["public_test_cases"])
     cases += json.loads(_unpack_private(row.get("private_test_cases") or "[]"))
@@ -108,7 +112,7 @@ def _livecodebench(row: dict[str, Any]) -> Row:
     else:
         tests = {"kind": "stdio", "cases": [{"input": c["input"], "output": c["output"]} for c in cases]}
         how = f"{_FENCED}: a program that reads standard input and prints to standard output."
-    return f"{row['question_content'].strip()}\n\n{how}", tests, None
+    return f"{values.text(row, 'question_content').strip()}\n\n{how}", tests, None
 
 
 def _call(args: Any, output: Any) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def _lines(text: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-LAYOUTS: dict[str, Callable[[dict[str, Any]], Row]] = {
+LAYOUTS: dict[str, Callable[[dict[str, Any]], Found]] = {
     "humaneval": _humaneval,
     "mbpp": _mbpp,
     "apps": _apps,

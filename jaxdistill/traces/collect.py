@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from jaxdistill import hub, tokenization
 from jaxdistill.config import RunConfig, TracesConfig, to_dict
 from jaxdistill.progress import bar, say
-from jaxdistill.records import Problem, RunDir, Trace, read_records, split_response
-from jaxdistill.traces import engines, imports, logprobs, resample, scoring, thinking
+from jaxdistill.records import Problem, RunDir, Trace, count_records, read_records, split_response
+from jaxdistill.traces import engines, hub_sets, imports, logprobs, resample, scoring, thinking
 from jaxdistill.traces.engines import Completion, Sampling
 from jaxdistill.traces.journal import Journal
 from jaxdistill.traces.output import write_traces
+from jaxdistill.traces.problems import rows_of
 from jaxdistill.traces.work import Requests, WorkList
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.jsonl"
 VLLM_LOG = "vllm.log"
+NO_SOLUTION = (
+    "traces.engine: import takes the problems' own solutions, but none of {count} problems has one; use a source that "
+    "has responses (demo, gsm8k, messages, sharegpt, r1, prompt_completion), or let a teacher write them "
+    "(traces.engine: vllm)."
+)
 
 
 def generate(config: RunConfig, run: RunDir) -> dict[str, Any]:
@@ -37,9 +43,9 @@ def generate(config: RunConfig, run: RunDir) -> dict[str, Any]:
     Raises:
       ValueError: no problems, a prompt that does not fit, an engine that cannot run, or a journal of another config.
     """
-    problems = list(read_records(run.problems, Problem))
     if config.traces.engine == "import":
-        return _import(config, problems, run)
+        return _import(config, run)
+    problems = list(read_records(run.problems, Problem))
     check_gold(config, problems)
     teacher = find_teacher(config.traces, run.first_day())
     work = WorkList(config.traces, problems, teacher.tokenizer, resample.read_counts(run.traces))
@@ -263,27 +269,37 @@ def _response(config: TracesConfig, teacher: Teacher, completion: Completion, *,
 # ---------------------------------------------------------------------------------------------------------- import
 
 
-def _import(config: RunConfig, problems: list[Problem], run: RunDir) -> dict[str, Any]:
-    """Takes the responses that came with the problems for traces; no model is asked."""
-    responses = imports.responses_of(config.problems, problems)
-    with_one = {problem_id for problem_id, _, _ in responses()}
-    if not with_one:
-        raise ValueError(
-            f"traces.engine: import takes the problems' own solutions, but none of {len(problems)} problems has one; "
-            "use a source that has responses (demo, gsm8k, messages, sharegpt, r1, prompt_completion), or let a "
-            "teacher write them (traces.engine: vllm)."
-        )
-    sources = {problem.id: problem.source for problem in problems}
+def _import(config: RunConfig, run: RunDir) -> dict[str, Any]:
+    """Takes the responses that came with the problems for traces; no model is asked, and few are in memory at once."""
+    with_one = 0
 
     def read() -> Iterator[Trace]:
-        for problem_id, sample, response in responses():
-            yield imports.to_trace(problem_id, sample, response, sources[problem_id], config.traces)
+        nonlocal with_one
+        with_one = 0
+        for problem, responses in _responses(config, run):
+            with_one += bool(responses)
+            for sample, response in responses:
+                yield imports.to_trace(problem.id, sample, response, problem.source, config.traces)
+        if not with_one:
+            raise ValueError(NO_SOLUTION.format(count=count_records(run.problems)))
 
     traces = read()
     if config.traces.logprobs:
-        asked = [problem for problem in problems if problem.id in with_one]
+        asked = [problem for problem, responses in _responses(config, run) if responses]
+        if not asked:
+            raise ValueError(NO_SOLUTION.format(count=count_records(run.problems)))
         teacher = find_teacher(config.traces, run.first_day())
         names = {"journal": JOURNAL, "log": VLLM_LOG}
         origin = origin_of(config.traces, teacher)
         traces = scoring.score(config.traces, teacher.checkpoint, origin, asked, read, run.traces, **names)
-    return write_traces(run.traces, traces, without_solution=len(problems) - len(with_one))
+    counts = write_traces(run.traces, traces)
+    return counts | {"without_solution": count_records(run.problems) - with_one}
+
+
+def _responses(config: RunConfig, run: RunDir) -> Iterator[tuple[Problem, list[tuple[int, str]]]]:
+    """Every problem with its (sample number, response)s; sets of other shapes have at most one solution a problem."""
+    found = read_records(run.problems, Problem)
+    if config.problems.source not in imports.FORMATS:
+        return ((problem, [(0, problem.solution)] if problem.solution else []) for problem in found)
+    rows = rows_of(config.problems, run.problems / hub_sets.PINNED)
+    return imports.paired(rows, found, config.problems, config.traces.think_tags)

@@ -5,35 +5,40 @@
     r1                  {"problem": ..., "generations": [..., ...], "answer": ...}
     prompt_completion   {"prompt": ..., "completion": ...}
 
-Of a longer chat the first question and its answer are taken. A system prompt is no part of the problem, and is left
-out. `answer` (`problems.answer_field`) is the gold answer wherever a row has it. A response is text with its thinking
-between tags; a message may also hold its thinking in `reasoning_content`, `reasoning` or `thinking`.
+Of a longer chat the first question and its answer are taken, and nothing behind them is looked at. System and
+developer turns are no part of the problem, and are left out. A chat whose first answer calls a tool has no such answer,
+and is left out as a whole. `answer` (`problems.answer_field`) is the gold answer wherever a row has it. A response is
+text with its thinking between tags, or beside it (`traces.content`). A chat may also be a struct of lists, as
+`datasets` writes a sequence of objects, or JSON in a text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from jaxdistill.config import ProblemsConfig, TracesConfig
 from jaxdistill.records import Problem, Trace, split_response
-from jaxdistill.traces import tables, thinking
+from jaxdistill.traces import content, json_rows, thinking, values
+from jaxdistill.traces.content import THOUGHT_FIELDS
+from jaxdistill.traces.tables import Row
+from jaxdistill.traces.values import BadRow, Twice
 from jaxdistill.traces.work import trace_id
 
 STYLE = "plain"
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "system": "system",
-    "developer": "system",
+TAGS = (thinking.OPEN, thinking.CLOSE)
+_ROLES = {
+    "user": "human user prompter",
+    "assistant": "gpt assistant chatgpt model bot ai",
+    "system": "system developer",
+    "thoughts": "reasoning thinking thought",
+    "tool": "tool function observation tool_response function_response tool_result ipython",
+    "call": "function_call tool_call",
 }
+ROLES = {name: role for role, names in _ROLES.items() for name in names.split()}
+"""Who speaks, as sets name them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,54 +46,109 @@ class Exchange:
     """One problem and what was answered to it."""
 
     prompt: str
-    responses: tuple[str, ...]
+    responses: tuple[str | BadRow, ...]
+    """In the place of one that cannot be read is why."""
 
 
-def problems_of(config: ProblemsConfig) -> Iterator[Problem]:
-    """The problems of a trace set, in the order of its rows.
+def exchange_of(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str] = TAGS) -> Exchange:
+    """Question and responses of one row.
 
     Raises:
-      ValueError: a row that is not of the set's shape, or an id that repeats; file and row are named.
+      BadRow: it is not of the set's shape, or none of its responses can be read.
     """
-    first_seen: dict[str, str] = {}
-    for name, where, row, source in _rows(config):
-        if name in first_seen:
-            raise ValueError(f"{where}: id {name!r} is that of {first_seen[name]} already; make them differ.")
-        first_seen[name] = where
-        found = FORMATS[config.source](row, config, where)
-        answer = row.get(config.answer_field)
-        yield Problem(
-            id=name,
-            prompt=found.prompt,
-            answer=None if answer in (None, "") else tables.text(row, config.answer_field, where),
-            domain=tables.domain(row, config.domain_field, config.domain),
-            source=source,
-        )
+    try:
+        found = FORMATS[config.source](data, config, tags)
+    except values.UNEXPECTED as error:
+        raise values.unexpected(error) from None
+    bad = [response for response in found.responses if isinstance(response, BadRow)]
+    if len(bad) == len(found.responses):
+        raise bad[0] if bad else BadRow("no response in it")
+    return found
 
 
-def responses_of(config: ProblemsConfig, problems: list[Problem]) -> Callable[[], Iterator[tuple[str, int, str]]]:
-    """A function that goes through (problem id, sample number, response), in the order of the problems' source.
+def problem_of(row: Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow]]:
+    """A row's problem, and what is wrong with those of its responses that cannot be read.
 
-    Sets of other shapes (`FORMATS` does not have them) come with at most one solution a problem.
+    Raises:
+      BadRow: no problem can be read from it, or no response.
     """
-    if config.source not in FORMATS:
-        return lambda: ((problem.id, 0, problem.solution) for problem in problems if problem.solution)
-    wanted = {problem.id for problem in problems}
+    assert not isinstance(row.data, BadRow)
+    found = exchange_of(row.data, config)
+    problem = Problem(
+        id=name_of(row, config),
+        prompt=found.prompt,
+        answer=values.gold(row.data, config.answer_field) if config.answer_field in row.data else None,
+        domain=values.domain(row.data, config.domain_field, config.domain),
+        source=f"{row.file.source}:{row.number}",
+    )
+    return problem, [response for response in found.responses if isinstance(response, BadRow)]
 
-    def read() -> Iterator[tuple[str, int, str]]:
-        for name, where, row, _ in _rows(config):
-            if name in wanted:
-                for sample, response in enumerate(FORMATS[config.source](row, config, where).responses):
-                    if response.strip():
-                        yield name, sample, response
 
-    return read
+def name_of(row: Row, config: ProblemsConfig) -> str:
+    """The problem's id: a field of the row, or where it stands.
+
+    Raises:
+      BadRow: the field holds no text.
+    """
+    assert not isinstance(row.data, BadRow)
+    return values.text(row.data, config.id_field) if config.id_field else f"{row.file.stem}:{row.number}"
+
+
+def columns_of(config: ProblemsConfig) -> tuple[list[str], list[str]]:
+    """(fields that are looked at, those of them that a table must have)."""
+    needed = {
+        "messages": ["messages"],
+        "sharegpt": ["conversations"],
+        "r1": [config.problem_field, "generations"],
+        "prompt_completion": ["prompt", "completion"],
+    }[config.source]
+    beside = list(THOUGHT_FIELDS) if config.source == "prompt_completion" else []
+    named = [config.answer_field, *filter(None, (config.id_field, config.domain_field))]
+    return [*needed, *beside, *named], [*needed, *filter(None, (config.id_field,))]
+
+
+def paired(
+    rows: Iterator[Row], problems: Iterator[Problem], config: ProblemsConfig, tags: tuple[str, str] = TAGS
+) -> Iterator[tuple[Problem, list[tuple[int, str]]]]:
+    """Each problem with its (sample number, response)s: rows and problems in one order, none of them kept.
+
+    Raises:
+      ValueError: the rows are not those that the problems were made of.
+    """
+    problem = next(problems, None)
+    if problem is None:
+        return
+    for row in rows:
+        if isinstance(row.data, BadRow):
+            continue
+        try:
+            if name_of(row, config) != problem.id:
+                continue
+            found = exchange_of(row.data, config)
+        except BadRow:  # left out where the problems were made, too
+            continue
+        if tags != TAGS:
+            with contextlib.suppress(BadRow):  # by these tags a response may have two different thoughts
+                found = exchange_of(row.data, config, tags)
+        if found.prompt != problem.prompt:
+            raise ValueError(
+                f"{row.where}: another question than when the problems were made of it; the data has changed since: "
+                "bring the old back, or run `problems` anew (--redo problems)."
+            )
+        yield problem, [(n, r) for n, r in enumerate(found.responses) if isinstance(r, str)]
+        if (following := next(problems, None)) is None:
+            return
+        problem = following
+    raise ValueError(
+        f"{config.path}: problem {problem.id} is no longer in it; the data has changed since the problems were made of "
+        "it: bring the old back, or run `problems` anew (--redo problems)."
+    )
 
 
 def to_trace(problem_id: str, sample: int, response: str, source: str, config: TracesConfig) -> Trace:
     """An imported response as a trace; who wrote it and how it was sampled is not known here."""
-    response = thinking.normalize(response, config.think_tags)
-    thoughts, content = split_response(response)
+    response = thinking.normalize_imported(response, config.think_tags)
+    thoughts, answer = split_response(response)
     return Trace(
         id=trace_id(problem_id, STYLE, sample),
         problem_id=problem_id,
@@ -105,70 +165,148 @@ def to_trace(problem_id: str, sample: int, response: str, source: str, config: T
         output_ids=[],
         response=response,
         thinking=thoughts,
-        content=content,
+        content=answer,
         finish_reason="imported",
     )
-
-
-def _rows(config: ProblemsConfig) -> Iterator[tuple[str, str, dict[str, Any], str]]:
-    """(problem id, where it is, row, source)."""
-    assert config.path is not None
-    for path, number, row in tables.read_rows(Path(config.path)):
-        where = f"{path}:{number}"
-        name = tables.text(row, config.id_field, where) if config.id_field else f"{path.stem}:{number}"
-        yield name, where, row, f"{path.name}:{number}"
 
 
 # ----------------------------------------------------------------------------------------------------------- shapes
 
 
-def _messages(row: dict[str, Any], config: ProblemsConfig, where: str) -> Exchange:
-    return _first_exchange(tables.field(row, "messages", where), "messages", where)
+def _messages(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
+    return _first_exchange(values.field(data, "messages"), "messages", tags)
 
 
-def _sharegpt(row: dict[str, Any], config: ProblemsConfig, where: str) -> Exchange:
-    return _first_exchange(tables.field(row, "conversations", where), "conversations", where)
+def _sharegpt(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
+    return _first_exchange(values.field(data, "conversations"), "conversations", tags)
 
 
-def _r1(row: dict[str, Any], config: ProblemsConfig, where: str) -> Exchange:
-    generations = tables.field(row, "generations", where)
-    if not isinstance(generations, list) or not all(isinstance(text, str) for text in generations):
-        raise ValueError(f"{where}: field 'generations' is not a list of texts.")
-    return Exchange(tables.text(row, config.problem_field, where), tuple(generations))
+def _r1(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
+    generations = values.field(data, "generations")
+    if isinstance(generations, str):
+        generations = _decoded(generations)
+    if not isinstance(generations, list):
+        raise BadRow("field 'generations' is not a list of texts", f": {values.shown(generations)}")
+    prompt = values.text(data, config.problem_field)
+    return Exchange(prompt, tuple(_generation(generation, tags) for generation in generations))
 
 
-def _prompt_completion(row: dict[str, Any], config: ProblemsConfig, where: str) -> Exchange:
-    if isinstance(row.get("prompt"), list):  # the conversational form: both are lists of messages
-        turns = [*row["prompt"], *(row.get("completion") or [])]
-        return _first_exchange(turns, "prompt", where)
-    return Exchange(tables.text(row, "prompt", where), (tables.text(row, "completion", where),))
+def _prompt_completion(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
+    prompt, completion = values.field(data, "prompt"), values.field(data, "completion")
+    if isinstance(prompt, list | dict):  # the conversational form: both are lists of messages
+        more = _turns(completion, "completion") if isinstance(completion, list | dict) else [_answer(completion)]
+        return _first_exchange([*_turns(prompt, "prompt"), *more], "prompt", tags)
+    beside = {name: data[name] for name in THOUGHT_FIELDS if name in data}
+    if isinstance(completion, list | dict):
+        return _first_exchange([_question(prompt), *_turns(completion, "completion")], "completion", tags)
+    text = _generation({"role": "assistant", "content": completion, **beside}, tags)
+    if isinstance(text, BadRow):
+        raise text
+    return Exchange(values.text(data, "prompt"), (text,))
 
 
-def _first_exchange(turns: Any, name: str, where: str) -> Exchange:
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError(f"{where}: field {name!r} is not a list of turns.")
-    said = [_turn(turn, where) for turn in turns]
-    said = [(role, text) for role, text in said if role != "system"]
-    roles = [role for role, _ in said[:2]]
-    if roles != ["user", "assistant"]:
-        raise ValueError(f"{where}: {name!r} begins with {roles or 'nothing'}, not with a question and its answer.")
-    if not said[0][1].strip():
-        raise ValueError(f"{where}: the question is empty; fill it, or take the row out.")
-    return Exchange(said[0][1], (said[1][1],))
+def _generation(value: Any, tags: tuple[str, str]) -> str | BadRow:
+    """One response that stands for itself: text, a turn, or the turns of an answer."""
+    try:
+        if isinstance(value, list):
+            return _first_exchange([_question("?"), *value], "generations", tags).responses[0]
+        turn = value if isinstance(value, dict) else {"content": value}
+        thoughts, text = content.response(turn, tags)
+    except BadRow as bad:
+        return bad
+    return content.whole(thoughts, text) if text.strip() else _empty(thoughts)
 
 
-def _turn(turn: dict[str, Any], where: str) -> tuple[str, str]:
-    role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
-    if role not in ROLES:
-        raise ValueError(f"{where}: a turn by {role!r}; known are {', '.join(ROLES)}.")
-    if not isinstance(content, str):
-        raise ValueError(f"{where}: the turn of {role!r} has no text in `content` (or `value`).")
-    thoughts = next((turn[key] for key in ("reasoning_content", "reasoning", "thinking") if turn.get(key)), None)
-    return ROLES[role], thinking.join(thoughts, content)
+def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
+    """The first question of a chat and its answer; what comes behind them is not looked at."""
+    question, thoughts = None, []
+    for turn in _turns(value, name):
+        role = _role(turn)
+        if role == "system":
+            continue
+        if question is None:
+            if role != "user":
+                raise BadRow(f"{name!r} begins with a turn by {_speaker(turn)!r}, not with a question")
+            question = content.question(turn)
+        elif role == "assistant" and not str(turn.get("channel") or "").startswith("analysis"):
+            thoughts, text = content.response(turn, tags, thoughts)
+            if text.strip():
+                return Exchange(question, (content.whole(thoughts, text),))
+        elif role in ("assistant", "thoughts"):  # thoughts that are a turn of their own
+            inside, text = content.response(turn, tags)
+            thoughts += [part for part in (*inside, text) if part.strip()]
+        elif role == "user":
+            raise BadRow("two questions, and no answer between them")
+        else:
+            raise BadRow("the answer calls a tool", f": a turn by {_speaker(turn)!r} comes before it")
+    if question is None:
+        raise BadRow(f"{name!r} has no question")
+    raise _empty(thoughts)
 
 
-FORMATS: dict[str, Callable[[dict[str, Any], ProblemsConfig, str], Exchange]] = {
+def _empty(thoughts: list[str]) -> BadRow:
+    return BadRow("the answer is null or empty", "; there are only thoughts, perhaps it was cut off" * bool(thoughts))
+
+
+def _turns(value: Any, name: str) -> list[Any]:
+    """A chat as a list of turns: it may come as JSON in a text, or turned round, as a struct of lists."""
+    if isinstance(value, str):
+        value = _decoded(value)
+    if isinstance(value, dict):
+        value = content.turned(value) or value
+    if not isinstance(value, list):
+        raise BadRow(f"field {name!r} is not a list of turns", f": {values.shown(value)}")
+    if list not in map(type, value):
+        return value
+    # an Arrow map is a list of pairs
+    return [dict(t) if isinstance(t, list) and t and all(isinstance(p, tuple) for p in t) else t for t in value]
+
+
+def _role(turn: Any) -> str:
+    """One of the roles of `ROLES`' values.
+
+    Raises:
+      BadRow: a hole in the list, no turn, or a speaker whom nobody knows.
+    """
+    if turn is None:
+        raise BadRow("a turn before the answer is null")
+    if not isinstance(turn, dict):
+        raise BadRow("a turn is not an object", f": {values.shown(turn)}")
+    if Twice in map(type, turn.values()):
+        raise BadRow("a turn gives a key twice, with different values")
+    speaker = _speaker(turn)
+    role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
+    if role is None:
+        if not any(part is not None for part in turn.values()):
+            raise BadRow("a turn before the answer is null")
+        raise BadRow(f"a turn by {speaker!r}", f"; known are {', '.join(ROLES)}")
+    return role
+
+
+def _speaker(turn: dict[str, Any]) -> Any:
+    role = turn.get("role")
+    return turn.get("from") if role is None else role
+
+
+def _decoded(text: str) -> Any:
+    """What a text of JSON holds; the text itself if it is none."""
+    if not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        return json_rows.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _question(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def _answer(text: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+FORMATS: dict[str, Callable[[dict[str, Any], ProblemsConfig, tuple[str, str]], Exchange]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "r1": _r1,

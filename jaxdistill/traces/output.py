@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxdistill.progress import say
-from jaxdistill.records import Trace, atomic_file, schema_of
+from jaxdistill.records import Trace, atomic_file, schema_of, table_of
 
 TRACES = "traces.parquet"
 ROWS = 1024
@@ -31,18 +29,18 @@ def write_traces(folder: Path, traces: Iterable[Trace], **more: Any) -> dict[str
     # statistics are the least and the greatest text of each batch: nobody asks for them, and the writer holds them all
     options: dict[str, Any] = {"compression": "zstd", "write_statistics": False}
     with atomic_file(folder / TRACES) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
-        rows: list[dict[str, Any]] = []
+        rows: list[Trace] = []
         for trace in traces:
-            rows.append(dataclasses.asdict(trace))
+            rows.append(trace)
             ended[trace.finish_reason] += 1
             lengths.append(len(trace.output_ids))
             prompt_tokens += len(trace.prompt_ids)
             if trace.error is not None:
                 failures[trace.error] += 1
             if len(rows) == ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                writer.write_table(table_of(rows, schema))
                 rows = []
-        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        writer.write_table(table_of(rows, schema))
     finished = dict(sorted(ended.items()))
     counts = {"samples": len(lengths), "finished": finished, "output_tokens": sum(lengths), **more}
     say(f"  {len(lengths):,} traces ({', '.join(f'{count:,} {reason}' for reason, count in finished.items())})")

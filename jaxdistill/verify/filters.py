@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.config import VerifyConfig
-from jaxdistill.traces.tables import UNKNOWN_DOMAIN
+from jaxdistill.traces.values import UNKNOWN_DOMAIN
 from jaxdistill.verify import quality, similarity
 from jaxdistill.verify.compare import Check
 from jaxdistill.verify.texts import Structure, think_structure

@@ -2,14 +2,9 @@
 
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from jaxdistill import config as configs
-from jaxdistill.records import Problem, RunDir, Trace, read_records
-from jaxdistill.traces import collect
-from jaxdistill.traces.problems import problems
+from tests.traces.brought import bring_in, write
 
 THOUGHT = "<think>\n2 and 2\n</think>\nIt is \\boxed{4}."
 ROWS = {
@@ -27,41 +22,6 @@ ROWS = {
     "r1": {"problem": "2+2?", "answer": "4", "generations": [THOUGHT, "", THOUGHT.replace("2 and 2", "1+3")]},
     "prompt_completion": {"prompt": "2+2?", "completion": THOUGHT},
 }
-
-
-def make_config(run_dir, source, path, **section):
-    return configs.build(
-        {
-            "name": "test",
-            "run_dir": str(run_dir),
-            "problems": {"source": source, "path": str(path), **section},
-            "traces": {"engine": "import"},
-            "data": {"row_tokens": 64},
-            "student": {"init": "demo"},
-            "train": {"batch_rows": 1, "steps": 1, "optimizer": {"learning_rate": 0.1}},
-        }
-    )
-
-
-def write(path, rows):
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".arrow":
-        table = pa.Table.from_pylist(rows)
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def bring_in(tmp_path, source, path, **section):
-    config, run = make_config(tmp_path / "run", source, path, **section), RunDir(tmp_path / "run")
-    problems(config, run)
-    counts = collect.generate(config, run)
-    return list(read_records(run.problems, Problem)), list(read_records(run.traces, Trace)), counts
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".arrow"])
@@ -120,34 +80,33 @@ def test_only_the_problems_that_were_taken_bring_traces(tmp_path):
     [
         ("messages", {"text": "x"}, "no field 'messages'; this line has text"),
         ("messages", {"messages": "x"}, "'messages' is not a list of turns"),
-        ("messages", {"messages": []}, "begins with nothing, not with a question"),
-        ("messages", {"messages": [{"role": "user", "content": "x"}]}, r"begins with \['user'\]"),
-        ("messages", {"messages": [{"role": "tool", "content": "x"}]}, "a turn by 'tool'"),
-        ("messages", {"messages": [{"role": "user", "content": None}]}, "no text in `content`"),
-        ("sharegpt", {"conversations": [{"from": "gpt", "value": "x"}]}, r"begins with \['assistant'\]"),
+        ("messages", {"messages": []}, "'messages' has no question"),
+        ("messages", {"messages": [{"role": "user", "content": "x"}]}, "the answer is null or empty"),
+        ("messages", {"messages": [{"role": "tool", "content": "x"}]}, "begins with a turn by 'tool', not with"),
+        ("messages", {"messages": [{"role": "user", "content": None}]}, "the question is null or empty"),
+        ("sharegpt", {"conversations": [{"from": "gpt", "value": "x"}]}, "begins with a turn by 'gpt'"),
         ("r1", {"problem": "x", "generations": "y"}, "'generations' is not a list of texts"),
         ("r1", {"problem": " ", "generations": ["y"]}, "field 'problem' is empty"),
         ("prompt_completion", {"prompt": "x"}, "no field 'completion'"),
-        ("prompt_completion", {"prompt": "x", "completion": 1.5}, "it must be text"),
+        ("prompt_completion", {"prompt": "x", "completion": True}, "the answer is a boolean, not text"),
     ],
 )
 def test_a_row_of_another_shape_is_named(tmp_path, source, row, message):
     path = tmp_path / "set.json"
     path.write_text(json.dumps([ROWS[source], row]))
-    if source == "prompt_completion" and "completion" in row:
-        row["completion"] = True
-        path.write_text(json.dumps([ROWS[source], row]))
     with pytest.raises(ValueError, match=message) as error:
-        bring_in(tmp_path, source, path)
+        bring_in(tmp_path, source, path, bad_rows="stop")
     assert "set.json:2" in str(error.value)
+    found, _, _ = bring_in(tmp_path, source, path)
+    assert [p.id for p in found] == ["set:1"]
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     for name, text, message in (
-        ("a.parquet", "x", "not a Parquet file"),
-        ("a.arrow", "xxxxxxxxxxxxxxxx", "not an Arrow file"),
-        ("a.json", "{}", "expected a list of objects, found dict"),
-        ("b.json", "[", "not valid JSON"),
+        ("a.parquet", "x", r"a\.parquet: damaged or cut off from its start"),
+        ("a.arrow", "xxxxxxxxxxxxxxxx", r"a\.arrow: damaged or cut off"),
+        ("a.json", "{}", "no problems in it; 1 of 1 rows cannot be read; .*no field 'messages'; this line has none"),
+        ("b.json", "[", "not valid JSON, or its list is cut off"),
         ("c.json", "[1]", r"c\.json:1: expected a JSON object"),
     ):
         (tmp_path / name).write_text(text)
@@ -159,5 +118,5 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match="no data in it"):
         bring_in(tmp_path, "messages", tmp_path / "empty")
     rows = [ROWS["r1"] | {"id": "p"}] * 2
-    with pytest.raises(ValueError, match=r"set\.jsonl:2: id 'p' is that of .*set\.jsonl:1 already"):
-        bring_in(tmp_path, "r1", write(tmp_path / "set.jsonl", rows), id_field="id")
+    with pytest.raises(ValueError, match=r"set\.jsonl:2: .* id 'p' is that of .*set\.jsonl:1 already"):
+        bring_in(tmp_path, "r1", write(tmp_path / "set.jsonl", rows), id_field="id", bad_rows="stop")
