@@ -52,6 +52,8 @@ def generate(config: RunConfig, run: RunDir) -> dict[str, Any]:
     ) as journal:
         resumed = len(journal)
         timings = _collect(config.traces, teacher, work, journal, run.traces / VLLM_LOG)
+        if not journal.answered:
+            engines.check_answered(journal.failures(), 0, config.traces.asked_server)
         counts = _write_all(config.traces, teacher, work, journal, run.traces)
     return counts | {"resumed": resumed} | timings
 
@@ -115,6 +117,7 @@ def _header(config: TracesConfig, work: WorkList, revision: str) -> dict[str, An
     }
     if config.engine == "server":
         header |= {f"traces.server.{key}": server[key] for key in ("api", "model")}
+        header |= {f"traces.server.{key}": server[key] for key in ("extra", "omit") if server[key]}
     return header
 
 
