@@ -102,7 +102,8 @@ def check_gold(config: RunConfig, problems: list[Problem]) -> None:
 def _header(config: TracesConfig, work: WorkList, revision: str) -> dict[str, Any]:
     """What must not change between a journal's lines. How fast and on what the teacher ran may."""
     section = to_dict(config)
-    for key in ("batch", "retry_failed", "until_kept", "max_samples", "executor", "ray"):
+    # think_tags: how what was drawn is written down; to correct it nobody need be asked again
+    for key in ("batch", "retry_failed", "until_kept", "max_samples", "executor", "ray", "think_tags"):
         del section[key]
     vllm, server = section.pop("vllm"), section.pop("server")
     if config.until_kept:  # then it is how many to draw at a time

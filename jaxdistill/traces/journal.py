@@ -23,6 +23,8 @@ from jaxdistill.traces import logprobs
 from jaxdistill.traces.engines import Completion
 
 LOGPROBS = "logprobs.bin"
+NO_MORE = ("traces.think_tags",)
+"""Keys of older headers that may differ."""
 SYNC_SECONDS = 5.0
 """A kill loses nothing that was added; a power cut at most what was added in so many seconds."""
 
@@ -213,7 +215,8 @@ class Journal:
     def _other_settings(self, found: dict[str, Any], header: dict[str, Any]) -> str:
         """What is not as it was when the journal was begun; empty if all is."""
         header = json.loads(json.dumps(header))  # tuples are lists there
-        changed = [key for key in {**header, **found} if header.get(key) != found.get(key)]
+        keys = [key for key in {**header, **found} if key not in NO_MORE]
+        changed = [key for key in keys if header.get(key) != found.get(key)]
         return "; ".join(_change(key, found, header) for key in changed)
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:

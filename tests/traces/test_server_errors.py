@@ -234,7 +234,7 @@ def test_a_wrong_model_names_those_that_there_are(run):
 def test_a_server_without_a_list_of_models_is_asked_by_the_name_that_is_given(run):
     with StrictServer(models={"error": "not found"}, models_status=404) as server:
         with pytest.raises(ValueError, match=r"404: not found; correct server\.model, server\.urls"):
-            collect.generate(chat(server.url), RunDir(run.root.parent / "other") if False else run)
+            collect.generate(chat(server.url), run)
         assert collect.generate(chat(server.url, model="sonar"), run)["finished"] == {"stop": 40}
         assert server.asked[0]["model"] == "sonar"
 
