@@ -163,7 +163,7 @@ def hint(path: list[str]) -> str:
         return f"did you mean {near[0]}?"
     if known:
         return f"{'.'.join(parents) or 'a config'} has {', '.join(sorted(known))}."
-    return f"{'.'.join(parents)} has no keys of its own; {hint(parents)}"
+    return f"there is no section {'.'.join(parents)}; {hint(parents)}"
 
 
 def nearest_section(name: str) -> str | None:

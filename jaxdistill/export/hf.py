@@ -36,9 +36,9 @@ _DROPPED = ("rope_theta", "rope_scaling", "rope_parameters", "quantization_confi
 
 def export_hf(
     model: Decoder,
-    path: Path,
+    path: str | Path,
     *,
-    tokenizer: Path,
+    tokenizer: str | Path,
     card: str,
     dtype: str = "float32",
     max_shard_bytes: int = 4 << 30,
@@ -65,6 +65,7 @@ def export_hf(
     Raises:
       ValueError: the disk is full or read-only, the tokenizer or an argument is unfit; nothing was exported then.
     """
+    path, tokenizer = Path(path).expanduser(), Path(tokenizer).expanduser()
     if dtype not in DTYPES:
         raise ValueError(f"export: dtype {dtype!r}; choose {' or '.join(DTYPES)}.")
     if max_shard_bytes < 1:
@@ -99,11 +100,11 @@ def export_hf(
 
 def export_adapter(
     model: Decoder,
-    path: Path,
+    path: str | Path,
     *,
     base: str,
     revision: str | None,
-    tokenizer: Path,
+    tokenizer: str | Path,
     card: str,
     check: Check | None = None,
 ) -> dict[str, Any]:
@@ -113,6 +114,7 @@ def export_adapter(
       base: the checkpoint that the adapters were trained on: a hub repository id or a folder.
     """
     assert model.lora is not None
+    path, tokenizer = Path(path).expanduser(), Path(tokenizer).expanduser()
     pieces = sorted(
         pieces_of(model, adapter_entries(model.config, model.lora), DTYPES["float32"]), key=lambda piece: piece.name
     )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from jaxdistill import hub
-from jaxdistill.config import ArchitectureConfig, RunConfig, with_baseline
+from jaxdistill.config import ArchitectureConfig, ProblemsConfig, RunConfig, with_baseline
 from jaxdistill.preflight.finding import Finding
 from jaxdistill.preflight.repositories import config_of
 
 GB = 1e9
+LINES = 1000
+"""Of a file, that are read to tell how many it has."""
 TRACE_BYTES = 9
 """Of a sampled token: in the journal and in the traces, as id and as text; an upper bound, as both are compressed or
 short."""
@@ -28,44 +34,69 @@ def check(config: RunConfig) -> Iterator[Finding]:
     folder = Path(config.run_dir).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
+    runs = [config, *(with_baseline(config, name) for name in config.baselines)]
+    sizes = [student_bytes(each) for each in runs]
+    known = [size for size in sizes if size is not None]
     yield from compare(
         shutil.disk_usage(folder).free,
-        traces_bytes(config),
-        sum(student_bytes(each) for each in (config, *(with_baseline(config, name) for name in config.baselines))),
+        traces_bytes(config, problems_of(config.problems)),
+        sum(known) if len(known) == len(sizes) else None,
         str(folder),
     )
 
 
-def compare(free: int, traces: int, students: int, where: str) -> Iterator[Finding]:
-    """What to say of so many bytes; those of traces are an upper bound, those of students are known well."""
+def compare(free: int, traces: int | None, students: int | None, where: str) -> Iterator[Finding]:
+    """What to say of so many bytes; None where they are not known. Those of traces are an upper bound."""
     says = (
-        f"{free / GB:,.1f} GB are free at {where}; checkpoints and exports take about {students / GB:,.1f} GB, traces "
-        f"and rows at most {traces / GB:,.1f} GB"
+        f"{free / GB:,.1f} GB are free at {where}; checkpoints and exports take {_about(students, 'about')}, "
+        f"traces and rows {_about(traces, 'at most')}"
     )
-    if students > free:
+    if (students or 0) > free:
         yield Finding("disk", "error", f"{says}; make room, name another run_dir, or lower train.keep_checkpoints.")
-    elif students + traces > free:
-        yield Finding("disk", "warning", f"{says}; if traces get that long it will not do.")
+    elif (students or 0) + (traces or 0) > free:
+        yield Finding("disk", "warning", f"{says}; if traces get that long, it will not do.")
     else:
-        yield Finding("disk", "ok", says)
+        yield Finding("disk", "ok" if students is not None else "unchecked", says)
 
 
-def traces_bytes(config: RunConfig) -> int:
-    """An upper bound for journal, traces, logprobs and packed rows; 0 where the number of problems is not known."""
+def _about(size: int | None, word: str) -> str:
+    return "an unknown part of it" if size is None else f"{word} {size / GB:,.1f} GB"
+
+
+def problems_of(section: ProblemsConfig) -> int | None:
+    """How many problems there are, by the size of their file; None where that does not say it."""
+    if section.count is not None:
+        return section.count
+    path = Path(section.path or "").expanduser()
+    if "://" in str(section.path) or not path.is_file():
+        return None
+    if path.suffix == ".parquet":
+        try:
+            return pq.read_metadata(path).num_rows
+        except (OSError, pa.ArrowException):  # for the stage to say
+            return None
+    if path.suffix != ".jsonl":
+        return None
+    with open(path, "rb") as file:
+        lines = list(itertools.islice(file, LINES))
+    return round(path.stat().st_size * len(lines) / sum(map(len, lines))) if lines else 0
+
+
+def traces_bytes(config: RunConfig, problems: int | None) -> int | None:
+    """An upper bound for journal, traces, logprobs and packed rows of so many problems; None where nobody can tell."""
     traces = config.traces
-    count = config.problems.count
-    if count is None or traces.engine == "import":
-        return 0
-    drawn = count * len(traces.styles) * max(traces.samples, traces.max_samples or 0)
-    kept = drawn * traces.max_tokens
-    return kept * (TRACE_BYTES + 2 * LOGPROB_BYTES * traces.logprobs + ROW_BYTES * (1 + len(config.baselines)))
+    if problems is None or traces.engine == "import":
+        return None
+    drawn = problems * len(traces.styles) * max(traces.samples, traces.max_samples or 0)
+    of_token = TRACE_BYTES + 2 * LOGPROB_BYTES * traces.logprobs + ROW_BYTES * (1 + len(config.baselines))
+    return drawn * traces.max_tokens * of_token
 
 
-def student_bytes(config: RunConfig) -> int:
-    """Checkpoints, one more that is being written, and the export; 0 where the student's size is not known."""
+def student_bytes(config: RunConfig) -> int | None:
+    """Checkpoints, one more that is being written, and the export; None where the student's shape is not known."""
     shape = _shape(config)
     if not shape:
-        return 0
+        return None
     whole = parameters(shape)
     lora = config.student.lora
     trained = adapter_parameters(shape, lora.rank) if lora else whole

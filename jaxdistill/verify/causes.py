@@ -92,10 +92,10 @@ def _failed(looked: Looked, reasons: Counter[str], verify: VerifyConfig, traces:
 
 def _incorrect(looked: Looked, reasons: Counter[str], verify: VerifyConfig, traces: TracesConfig) -> str:
     top = reasons.most_common(1)[0][0] if reasons else ""
-    if "gold" in top:
-        return f"{top}; name the field that holds it with problems.answer_field, or set verify.answer: false."
     gold = [text for text in looked.gold if text]
-    if gold and sum(len(text) > LONG_GOLD for text in gold) * 2 > len(gold):
+    if not gold:
+        return f"{top}; name the field that holds it with problems.answer_field, or set verify.answer: false."
+    if sum(len(text) > LONG_GOLD for text in gold) * 2 > len(gold):
         return (
             f"the gold answers are whole texts, as {gold[0][:SHOWN]!r}...; name the field that holds the final answer "
             "with problems.answer_field."
@@ -103,6 +103,9 @@ def _incorrect(looked: Looked, reasons: Counter[str], verify: VerifyConfig, trac
     if len(gold) >= 10 and len(set(gold)) <= 2:
         only = " and ".join(repr(text[:SHOWN]) for text in sorted(set(gold)))
         return f"the gold answers are nothing but {only}; name another field with problems.answer_field."
+    if "gold" in top:
+        otherwise = "name another field with problems.answer_field, or set verify.answer: false"
+        return f"{top}, as {gold[0][:SHOWN]!r}; {otherwise}."
     if "no answer" in top or not any(looked.extracted):
         return (
             f"{top or 'no answer found'}: the responses state none that can be found; ask for it with "
