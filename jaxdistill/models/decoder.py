@@ -18,17 +18,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxdistill.models import layers, rotary
+from jaxdistill.models import layers, rotary, row_parts
 from jaxdistill.models.attention import ATTENDED, STATISTICS, attention, keep_attention, platform_of
 from jaxdistill.models.attention.cached import KV, attend_cached
 from jaxdistill.models.config import LayerKind, ModelConfig
-from jaxdistill.models.lora import LORA_A, LORA_B, Lora, add_params
+from jaxdistill.models.layer import DROPOUT_KEY, Layers, run_layer
+from jaxdistill.models.lora import Lora
 from jaxdistill.models.rope import Rope
 from jaxdistill.parallel import mesh as meshes
-
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B, T, H * D]: full attention, or attention to a cache."""
-
 
 UNROLLED = 8
 """Models of up to this many layers are not looped over (on 2 CPU cores, 3 layers of width 128: 103 -> 93 ms a step;
@@ -52,18 +49,6 @@ REMAT: dict[str, Any] = {
 """What the backward pass finds saved of each layer; see `TrainConfig.remat`."""
 
 
-WEIGHT_AXES: Mapping[str, tuple[str, str]] = {
-    "q": ("embed", "heads"),
-    "k": ("embed", "kv_heads"),
-    "v": ("embed", "kv_heads"),
-    "o": ("heads", "embed"),
-    "gate": ("embed", "mlp"),
-    "up": ("embed", "mlp"),
-    "down": ("mlp", "embed"),
-}
-"""Logical axes of a layer's matrices: inputs, outputs."""
-
-
 @dataclasses.dataclass(frozen=True)
 class AttentionOptions:
     """How attention is computed; see the arguments of `attention.attention` of the same names."""
@@ -71,118 +56,6 @@ class AttentionOptions:
     kernel: str = "auto"
     max_segments: int | None = None
     deterministic: bool = False
-
-
-class Layers(nnx.Module):
-    """The parameters of all L decoder layers, stacked, by name."""
-
-    def __init__(self, config: ModelConfig, key: jax.Array, lora: Lora | None = None):
-        c, L = config, config.num_layers
-        keys = iter(jax.random.split(key, 8))
-        # outputs into the residual stream start smaller, as in GPT-2: L layers add up
-        shrink = (2 * L) ** -0.5
-
-        def matrix(inputs: int, outputs: int, axes: tuple[str, str], scale: float = 1.0) -> nnx.Param:
-            value = jax.random.normal(next(keys), (L, inputs, outputs), jnp.float32) * (scale * inputs**-0.5)
-            return nnx.Param(value, axes=("layers", *axes))
-
-        def vector(size: int, axis: str, fill: float) -> nnx.Param:
-            return nnx.Param(jnp.full((L, size), fill, jnp.float32), axes=("layers", axis))
-
-        q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        one = 0.0 if c.family.norm_offset else 1.0
-        self.attention_norm = vector(c.hidden_size, "norm", one)
-        self.q = matrix(c.hidden_size, q_size, WEIGHT_AXES["q"])
-        self.k = matrix(c.hidden_size, kv_size, WEIGHT_AXES["k"])
-        self.v = matrix(c.hidden_size, kv_size, WEIGHT_AXES["v"])
-        self.o = matrix(q_size, c.hidden_size, WEIGHT_AXES["o"], shrink)
-        if c.qkv_bias:
-            self.q_bias = vector(q_size, "heads", 0.0)
-            self.k_bias = vector(kv_size, "kv_heads", 0.0)
-            self.v_bias = vector(kv_size, "kv_heads", 0.0)
-        if c.attention_bias:
-            self.o_bias = vector(c.hidden_size, "norm", 0.0)
-        if c.family.qk_norm:
-            self.q_norm = vector(c.head_dim, "norm", one)
-            self.k_norm = vector(c.head_dim, "norm", one)
-        self.mlp_norm = vector(c.hidden_size, "norm", one)
-        self.gate = matrix(c.hidden_size, c.intermediate_size, WEIGHT_AXES["gate"])
-        self.up = matrix(c.hidden_size, c.intermediate_size, WEIGHT_AXES["up"])
-        self.down = matrix(c.intermediate_size, c.hidden_size, WEIGHT_AXES["down"], shrink)
-        if c.family.sandwich_norms:
-            self.post_attention_norm = vector(c.hidden_size, "norm", one)
-            self.post_mlp_norm = vector(c.hidden_size, "norm", one)
-        if lora is not None:
-            add_params(self, lora, jax.random.fold_in(key, 1))
-
-
-DROPOUT_KEY = "dropout_key"
-"""Beside a layer's parameters while adapters are trained with dropout: its own random key."""
-
-
-def run_layer(
-    p: Mapping[str, jax.Array],
-    config: ModelConfig,
-    x_BTE: jax.Array,
-    rope: Any,
-    attend: Attend,
-    dtype: Any,
-    lora: Lora | None = None,
-    mesh: Mesh | None = None,
-    query_scale: float = 1.0,
-) -> jax.Array:
-    """One layer, from its parameters `p` (slices of `Layers`' arrays): attention, then MLP, each added to x.
-
-    Args:
-      x_BTE: in the dtype of the activations, which every product's result is rounded to.
-      rope: tables of `layers.rope_tables` or `rotary.tables_on_tpu`; None in a layer without positions.
-      mesh: if the parameters are spread over one as `WEIGHT_AXES` says, they are gathered matrix by matrix.
-      query_scale: multiplies the queries here; with 1, `attend` has to do it.
-    """
-    c = config
-    B, T, _ = x_BTE.shape
-    activations = x_BTE.dtype
-
-    def linear(name: str, x: jax.Array, heads: tuple[int, int] = (1, 1)) -> jax.Array:
-        inputs, outputs = WEIGHT_AXES[name]
-        y = layers.matmul(x, p[name], dtype, activations, meshes.weight_shardings(mesh, (inputs, outputs)), heads)
-        # as heads from here on, where there are some
-        y = y if heads[1] == 1 else y.reshape(B, T, heads[1], -1)
-        bias = p.get(f"{name}_bias")
-        y = y if bias is None else y + bias.reshape(1, 1, *y.shape[2:])
-        if lora is not None and name in lora.targets:
-            if DROPOUT_KEY in p:
-                x = layers.dropout(x, lora.dropout, jax.random.fold_in(p[DROPOUT_KEY], lora.targets.index(name)))
-            a, b = (meshes.weight_shardings(mesh, axes) for axes in ((inputs, None), (None, outputs)))
-            low = layers.matmul(x, p[name + LORA_A], dtype, activations, a, (heads[0], 1))
-            change = layers.matmul(low, p[name + LORA_B], dtype, jnp.float32, b, (1, heads[1]))
-            y = y + lora.scale * change.reshape(y.shape)
-        return y.astype(activations)
-
-    def norm(name: str, x: jax.Array) -> jax.Array:
-        return layers.rms_norm(x, p[name], c.rms_norm_eps, offset=c.family.norm_offset, out_dtype=activations)
-
-    def turn(name: str, x: jax.Array, scale: float = 1.0) -> jax.Array:
-        found = p[name] if c.family.qk_norm else None
-        return rotary.turn(x, rope, found, eps=c.rms_norm_eps, offset=c.family.norm_offset, scale=scale)
-
-    h = norm("attention_norm", x_BTE)
-    q, k, v = (
-        linear(name, h, (1, heads)).reshape(B, T, heads, c.head_dim)
-        for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads))
-    )
-    q, k = turn("q_norm", q, query_scale), turn("k_norm", k)
-    h = linear("o", attend(q, k, v), (c.num_heads, 1))
-    x_BTE = x_BTE + (norm("post_attention_norm", h) if c.family.sandwich_norms else h)
-
-    h = norm("mlp_norm", x_BTE)
-    gate, up = linear("gate", h), linear("up", h)
-    if activations == jnp.float32 or (lora is not None and "down" in lora.targets):
-        h = linear("down", layers.gated(c.family.activation, gate, up))
-    else:
-        shardings = meshes.weight_shardings(mesh, WEIGHT_AXES["down"])
-        h = layers.gated_matmul(c.family.activation, gate, up, p["down"], dtype, activations, shardings)
-    return x_BTE + (norm("post_mlp_norm", h) if c.family.sandwich_norms else h)
 
 
 def runs_of(kinds: Sequence[LayerKind]) -> list[tuple[int, int, int]]:
@@ -306,7 +179,10 @@ class Decoder(nnx.Module):
         if parts == 1 and self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[self.remat], static_argnums=3)
         x = meshes.constrain(self._embedded(tokens_BT), activations, self.mesh)
-        x, rope, segment_ids_BT = self._cut((x, rope, segment_ids_BT))
+        if parts > 1:
+            # tables have Rope as keys, which no tree of arrays can have
+            cut = functools.partial(row_parts.cut, parts=parts, mesh=self.mesh)
+            x, rope, segment_ids_BT = cut(x), {k: cut(v) for k, v in rope.items()}, cut(segment_ids_BT)
         stacked = self.layer_params()
         if dropout_key is not None and self.lora is not None and self.lora.dropout:
             stacked[DROPOUT_KEY] = jax.random.split(dropout_key, self.config.num_layers)
@@ -321,36 +197,12 @@ class Decoder(nnx.Module):
                     if parts == 1:
                         x = layer(x, beside, own, kind)
                     else:
-                        x = in_parts(functools.partial(layer, kind=kind), x, beside, own)
+                        x = row_parts.in_parts(functools.partial(layer, kind=kind), x, beside, own)
                 return x, None
 
             # a few layers compile as fast unrolled, and run faster: a loop's buffers are copied in and out
             x, _ = jax.lax.scan(block, x, run, unroll=self.config.num_layers <= UNROLLED)
-        x = self._joined(x)
-        return self._final_norm(x)
-
-    def _cut(self, rows: Any) -> Any:
-        """Arrays [B, ...] as [parts, B / parts, ...]."""
-        if self.layer_parts == 1:
-            return rows
-        # every device gives an equal share of its own rows to each part, so that none of them has to move
-        alone, parts = self.mesh is None or self.mesh.size == 1, self.layer_parts
-
-        def cut(x: jax.Array) -> jax.Array:
-            x = x.reshape(*((parts, -1) if alone else (-1, parts)), *x.shape[1:])
-            x = x if alone else x.swapaxes(0, 1)
-            return meshes.constrain(x, (None, "batch", "sequence", *[None] * (x.ndim - 3)), self.mesh)
-
-        # tables have Rope as keys, which no tree of arrays can have
-        x, rope, ids = rows
-        return cut(x), {k: jax.tree.map(cut, v) for k, v in rope.items()}, jax.tree.map(cut, ids)
-
-    def _joined(self, x: jax.Array) -> jax.Array:
-        """`_cut` undone."""
-        if self.layer_parts == 1:
-            return x
-        x = x if self.mesh is None or self.mesh.size == 1 else x.swapaxes(0, 1)
-        return x.reshape(-1, *x.shape[2:])
+        return self._final_norm(x if parts == 1 else row_parts.joined(x, self.mesh))
 
     def project(self, hidden_BTE: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
         """Hidden states -> fp32 logits."""
@@ -487,46 +339,6 @@ class Decoder(nnx.Module):
         else:
             logits = layers.matmul(x, projection_VE.T, self.dtype)
         return layers.softcap(logits, self.config.final_softcap)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def in_parts(run: Callable[..., jax.Array], x: jax.Array, beside: Any, p: Any) -> jax.Array:
-    """run(x[i], beside[i], p) for every part i, [parts, ...] -> [parts, ...]: one after the other, in x's own memory.
-
-    The backward pass keeps x alone and runs each part again, as `jax.checkpoint` does with `nothing_saveable`; what a
-    part works with is gone before the next one begins. `beside` is a constant to it.
-    """
-
-    def body(i: jax.Array, x: jax.Array) -> jax.Array:
-        part, others = _part((x, beside), i)
-        return jax.lax.dynamic_update_index_in_dim(x, run(part, others, p), i, 0)
-
-    return jax.lax.fori_loop(0, x.shape[0], body, x)
-
-
-def _in_parts_forward(run, x, beside, p):
-    return in_parts(run, x, beside, p), (x, beside, p)
-
-
-def _in_parts_backward(run, saved, g):
-    x, beside, p = saved
-
-    def body(i, carry):
-        g, by_p = carry
-        part, others, g_part = _part((x, beside, g), i)
-        _, pull = jax.vjp(lambda x, p: run(x, others, p), part, p)
-        by_x, more = pull(g_part)
-        return jax.lax.dynamic_update_index_in_dim(g, by_x, i, 0), jax.tree.map(jnp.add, by_p, more)
-
-    by_x, by_p = jax.lax.fori_loop(0, x.shape[0], body, (g, jax.tree.map(jnp.zeros_like, p)))
-    return by_x, None, by_p
-
-
-in_parts.defvjp(_in_parts_forward, _in_parts_backward)
-
-
-def _part(tree: Any, i: jax.Array) -> Any:
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), tree)
 
 
 def _blocks(p: jax.Array, first: int, period: int, repeats: int) -> jax.Array:

@@ -23,7 +23,8 @@ from jaxdistill import hub
 from jaxdistill.models import layers
 from jaxdistill.models.attention import attention
 from jaxdistill.models.config import LayerKind, ModelConfig
-from jaxdistill.models.decoder import Decoder, run_layer
+from jaxdistill.models.decoder import Decoder
+from jaxdistill.models.layer import run_layer
 from jaxdistill.models.load import check_tensors
 from jaxdistill.models.lora import Lora
 from jaxdistill.models.names import Entry, entries

@@ -3,6 +3,7 @@
 They need the compilers' environments: `jaxdistill plan CONFIG --make-environment tpu` (and `gpu`) makes them.
 """
 
+import json
 import subprocess
 
 import pytest
@@ -92,3 +93,29 @@ def test_making_a_model_takes_no_more_memory_on_a_gpu_than_it_keeps():
     assert not ran.returncode, ran.stderr[-2000:]
     peak, kept = map(float, ran.stdout.split())
     assert kept <= peak < 1.01 * kept
+
+
+def collectives_of_a_product(name, *arguments):
+    python = environments.find("tpu")
+    if python is None:
+        pytest.skip("no compiler for TPUs: jaxdistill plan CONFIG --make-environment tpu")
+    ran = subprocess.run(
+        [str(python), "-m", "tests.gathered_products", name, *arguments],
+        env=environments.variables(),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def test_a_matrix_is_gathered_whole_in_16_bits_and_its_gradient_summed_once_in_fp32():
+    found = collectives_of_a_product("v6e:2x4", "options")
+    assert set(found) == {"all-gather bf16", "all-reduce f32"}
+    # of which XLA keeps the own part alone
+    assert found["all-reduce f32"] == 1
+
+
+def test_left_to_itself_xla_sends_the_partial_sums_around():
+    # were this no longer so, the option that forbids it could go
+    assert collectives_of_a_product("v6e:2x4")["collective-permute f32"] > 1
