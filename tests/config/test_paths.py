@@ -1,4 +1,7 @@
-"""Paths are relative to the working folder, and where the YAML file's folder has another of that name it is said."""
+"""Paths are relative to the working folder, and where the YAML file's folder has another of that name it is said.
+
+hiyouga/LlamaFactory 2222, 4037 and 10158: a relative path, and a command that was given in another folder.
+"""
 
 from pathlib import Path
 

@@ -74,7 +74,9 @@ def without(*names):
     ],
 )
 def test_a_student_that_cannot_be_used_is_found_before_the_first_request(tmp_path, capsys, edit, message):
-    """Today's order: generate, verify, prepare; and it was prepare that looked."""
+    """It was `prepare` that looked, when all was paid for. unslothai/unsloth 2096 and huggingface/open-r1 85: base
+    models without a template.
+    """
     with StrictServer() as server:
         traces = {"engine": "server", "teacher": "m", "server": {"urls": [server.url], "api": "chat", **QUICK}}
         student = {"init": student_of(tmp_path, edit)}

@@ -115,7 +115,9 @@ def test_base_urls_of_hosted_servers_need_not_end_in_v1():
     ],
 )
 def test_the_same_refusal_of_the_first_requests_stops_the_run_and_the_command_asks_again(run, refused, server, todo):
-    """bespokelabsai/curator 202 and 251: every request failed, and an empty data set was the result."""
+    """bespokelabsai/curator 202 and 251: every request failed, and an empty data set was the result. LlamaEdge 250 is
+    one that does not know `seed`.
+    """
     with StrictServer(refused) as strict:
         config = chat(strict.url, **server)
         match = rf"the first 8 requests were refused, all for one reason: HTTP 400: Unsupported parameter.*; {todo}"

@@ -1,4 +1,7 @@
-"""A verification, or a preparation, that keeps nothing says the likeliest cause, and the key that mends it."""
+"""A verification, or a preparation, that keeps nothing says the likeliest cause, and the key that mends it.
+
+huggingface/open-r1 255 and huggingface/trl 3452: every answer counts as wrong, and nobody says why.
+"""
 
 import json
 
