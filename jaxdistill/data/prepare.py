@@ -117,6 +117,11 @@ def prepare_tokenizer(config: RunConfig, run: RunDir, shared: RunDir) -> None:
             train_tokenizer(folder, _texts(config.data, shared), config.student.tokenizer_vocab)
         else:
             source = hub.fetch(name, config.student.revision if name == config.student.init else None, weights=False)
+            if template is None and not _has_template(source):
+                raise ValueError(
+                    f"{name}: the student's tokenizer has no chat template, as base models' often have none; set "
+                    f"data.chat_template: {' or '.join(templates.BUILT_IN)}, or a file with one."
+                )
             for file in sorted(source.iterdir()):
                 if file.suffix in (".jinja", ".txt", ".model") or file.name in (
                     "tokenizer.json",
@@ -165,11 +170,6 @@ def _texts(data: DataConfig, shared: RunDir) -> Iterator[str]:
 
 def _job(data: DataConfig, run: RunDir, codec: topk.TopK | None, of_teacher: Path | None) -> workers.Job:
     """How every trace is tokenized; looks at one prompt of each source."""
-    if not _has_template(run.tokenizer):
-        raise ValueError(
-            "the student's tokenizer has no chat template, as base models' often have none; set data.chat_template: "
-            f"{' or '.join(templates.BUILT_IN)}, or a file with one."
-        )
     tokenizer = load_tokenizer(str(run.tokenizer))
     promptings = []
     for source in sources.sources_of(data):

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.config import ProblemsConfig, RunConfig
+from jaxdistill.config import ProblemsConfig, RunConfig, TracesConfig
 from jaxdistill.preflight.finding import Finding
-from jaxdistill.traces import tables, tags
+from jaxdistill.traces import imports, tables, tags
 
 SAMPLE = 200
 """Rows that are looked at."""
@@ -40,7 +40,7 @@ def check(config: RunConfig) -> Iterator[Finding]:
             if wanted and not section.forget_answers:
                 yield from check_gold(rows, section, what)
             if what == "problems" and config.traces.engine == "import" and section.source in WITH_RESPONSES:
-                yield from check_thinking(rows, config.traces.think_tags, required=config.verify.think == "required")
+                yield from check_thinking(rows, config.traces, required=config.verify.think == "required")
 
 
 def first_rows(section: ProblemsConfig, most: int = SAMPLE) -> list[dict[str, Any]] | Finding:
@@ -83,17 +83,18 @@ def _is_answer(rows: Sequence[dict[str, Any]], name: str) -> bool:
     return all(isinstance(value, str | int | float) for value in values if value is not None) and any(values)
 
 
-def check_thinking(rows: Sequence[dict[str, Any]], think_tags: tuple[str, str], *, required: bool) -> Iterator[Finding]:
-    """Whether imported responses have thinking between the tags that are given."""
+def check_thinking(rows: Sequence[dict[str, Any]], traces: TracesConfig, *, required: bool) -> Iterator[Finding]:
+    """Whether imported responses have thinking that the import finds."""
     if not required or len(rows) < FEWEST:
         return
-    texts = [" ".join(_texts(row)) for row in rows]
-    shown = sum(think_tags[1] in text or _has_thoughts(row) for text, row in zip(texts, rows, strict=True))
+    texts, think_tags = [list(_texts(row)) for row in rows], traces.think_tags
+    pairs = zip(rows, texts, strict=True)
+    shown = sum(_has_thoughts(row) or any(_thinks(text, traces) for text in found) for row, found in pairs)
     key = "traces.think_tags"
     if shown:
         yield Finding(key, "ok", f"{shown:,} of the first {len(rows):,} rows show their thinking")
         return
-    found = tags.count_pairs(texts)
+    found = tags.count_pairs(map(" ".join, texts), guess=False)
     (pair, times), *_ = found.most_common(1)
     if pair is not None:
         yield Finding(
@@ -110,6 +111,11 @@ def check_thinking(rows: Sequence[dict[str, Any]], think_tags: tuple[str, str], 
         f"none of the first {len(rows):,} rows shows any thinking, and verify.think: required keeps none without; set "
         "verify.think: optional to learn from answers alone.",
     )
+
+
+def _thinks(text: str, traces: TracesConfig) -> bool:
+    """Whether the import finds thinking in a text."""
+    return bool(imports.to_trace("row", 0, text, "", traces).thinking)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jaxdistill import cli, hub, preflight
-from jaxdistill.config import ProblemsConfig, ServerConfig, build
+from jaxdistill.config import ProblemsConfig, ServerConfig, TracesConfig, build
 from jaxdistill.models import ModelConfig, abstract_model
 from jaxdistill.preflight import disk, problems, repositories, students, teachers
 from jaxdistill.preflight.finding import Finding
@@ -15,6 +15,7 @@ from tests.traces.strict_server import StrictServer
 from tests.traces.test_server import QUICK
 
 CONFIG = {"run_dir": "run"}
+IMPORT = TracesConfig(engine="import")
 
 
 def levels(found) -> list[str]:
@@ -186,29 +187,29 @@ def chat(text, **more):
         (chat("2", reasoning=[{"type": "text", "text": "Hm."}]), "ok", ""),
         (chat([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "2"}]), "ok", ""),
         ({"messages": json.dumps(chat("2", thinking="Hm.")["messages"])}, "ok", ""),
-        (chat("<reasoning>Hm.</reasoning>2"), "error", "set traces.think_tags: ['<reasoning>', '</reasoning>']"),
-        (chat("<|begin_of_thought|>Hm.<|end_of_thought|>2"), "error", "['<|begin_of_thought|>', '<|end_of_thought|>']"),
-        (chat("[THINK]Hm.[/THINK]2"), "error", "['[THINK]', '[/THINK]']"),
+        (chat("<scratchpad>Hm.</scratchpad>2"), "error", "set traces.think_tags: ['<scratchpad>', '</scratchpad>']"),
+        (chat("<|START_THINKING|>Hm.<|END_THINKING|>2"), "error", "['<|START_THINKING|>', '<|END_THINKING|>']"),
+        (chat("<my_thoughts>Hm.</my_thoughts>2"), "warning", ""),
         (chat("It is 2."), "warning", "set verify.think: optional"),
     ],
 )  # fmt: skip
 def test_thinking_of_imported_rows(row, level, words):
-    found = only(problems.check_thinking([row] * 20, ("<think>", "</think>"), required=True))
+    found = only(problems.check_thinking([row] * 20, IMPORT, required=True))
     assert found.level == level
     assert words in found.text
-    assert list(problems.check_thinking([row] * 20, ("<think>", "</think>"), required=False)) == []
+    assert list(problems.check_thinking([row] * 20, IMPORT, required=False)) == []
 
 
 def test_rows_with_their_own_tags_are_well():
-    tags = ("<reasoning>", "</reasoning>")
-    assert only(problems.check_thinking([chat("<reasoning>a</reasoning>2")] * 9, tags, required=True)).level == "ok"
+    config = dataclasses.replace(IMPORT, think_tags=("<scratchpad>", "</scratchpad>"))
+    assert only(problems.check_thinking([chat("<scratchpad>a</scratchpad>2")] * 9, config, required=True)).level == "ok"
 
 
 def test_an_import_with_other_tags_is_refused_before_verify(tmp_path, capsys):
-    path = jsonl(tmp_path / "p.jsonl", [chat("<reasoning>Hm.</reasoning>2") | {"answer": "2"}] * 20)
+    path = jsonl(tmp_path / "p.jsonl", [chat("<scratchpad>Hm.</scratchpad>2") | {"answer": "2"}] * 20)
     more = {"problems": {"source": "messages", "path": path}, "evaluate": None}
     assert cli.main(["generate", str(tiny_config(tmp_path, **more))]) == 1
-    assert "set traces.think_tags: ['<reasoning>', '</reasoning>']" in capsys.readouterr().err
+    assert "set traces.think_tags: ['<scratchpad>', '</scratchpad>']" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------------- teacher and disk

@@ -125,6 +125,8 @@ def test_unknown_elements_at_the_beginning_are_tags():
     assert tags.pair_of("<my_thoughts>\nHm.</my_thoughts>\n4") == ("<my_thoughts>", "</my_thoughts>")
     assert tags.pair_of("Take <b>four</b> of them.") is None
     assert tags.pair_of("<b>four") is None
+    assert tags.pair_of("<answer>4</answer>") is None
+    assert tags.pair_of("<my_thoughts>\nHm.</my_thoughts>\n4", guess=False) is None
     assert tags.pair_of("Hm.\n</think>\n4") == ("<think>", "</think>")
     assert tags.pair_of("") is None
 
