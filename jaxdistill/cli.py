@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import logging
 import os
@@ -12,118 +11,27 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.table import Table
 
 from jaxdistill import pipeline, progress
+from jaxdistill.arguments import HELP, parser
 from jaxdistill.config import RunConfig, load, to_dict
+from jaxdistill.config.paths import paths_of
 from jaxdistill.parallel import processes
 from jaxdistill.plan import command as planning
 from jaxdistill.records import RunDir, read_manifest
 
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["HELP", "entry", "main", "parser"]
 PARENT = "JAXDISTILL_PARENT"
 PR_SET_PDEATHSIG = 1
 # XLA asks for its buffers anew at every step; large pages save the page faults (on 2 CPU cores: 135 -> 114 ms a step)
 MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-HELP = {
-    "run": "everything, from problems to report; skips what is done and goes on where it was stopped",
-    "generate": "problems, and the teacher's traces of them",
-    "verify": "which traces may be learned from, and why not the others",
-    "prepare": "kept traces to packed rows of tokens",
-    "train": "the student and its baselines; SIGTERM saves a checkpoint and ends with exit code 75",
-    "export": "checkpoints to Hugging Face folders, checked",
-    "evaluate": "held-out accuracy of student, baselines and teacher",
-    "report": "one HTML page about the run",
-    "show": "one packed row, coloured by what is trained; `--row` picks it",
-    "star": "rounds of learning from own right answers (STaR, ReST-EM, RFT), as the section `star` says",
-    "plan": "the train step, compiled for devices that are not here: memory, FLOPs, communication, time",
-    "ablate": "the run, then students on changed traces (`ablate`), every one once a seed; prints the table",
-}
-EXAMPLES = """examples:
-  jaxdistill run configs/quickstart.yaml
-  jaxdistill run configs/gsm8k.yaml --set problems.path=data/gsm8k/train.jsonl
-  jaxdistill run configs/quickstart.yaml --dry-run
-  jaxdistill train my.yaml --set train.optimizer.learning_rate=1e-5 --redo train
-  jaxdistill export my.yaml --check
-  jaxdistill show configs/quickstart.yaml --row 3
-  jaxdistill plan my.yaml --topology v5p:4x4x4 --mesh fsdp=16,tensor=4
-  jaxdistill report runs/quickstart
-  jaxdistill compare runs/quickstart runs/other runs/other:answer_only
-  jaxdistill ablate configs/quickstart.yaml --set 'ablate.seeds=[0, 1, 2]'
-  jaxdistill star configs/quickstart_star.yaml
-"""
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="jaxdistill",
-        description="Distil the reasoning of a large teacher into a small student, in JAX.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in HELP.items():
-        sub = commands.add_parser(
-            name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        sub.add_argument("config", help="a YAML file, such as configs/quickstart.yaml, or the folder of a run")
-        sub.add_argument(
-            "--set",
-            dest="overrides",
-            metavar="KEY=VALUE",
-            action="append",
-            default=[],
-            help="overrides a key of the config; may be repeated",
-        )
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if name == "show":
-            sub.add_argument("--row", type=int, default=0, help="which packed row (default 0)")
-            sub.add_argument("--baseline", help="of this baseline, instead of the student")
-            sub.add_argument("--prompts", type=int, metavar="N", help="instead: what the teacher is asked, N problems")
-            continue
-        if name == "star":
-            continue
-        if name == "plan":
-            planning.add_arguments(sub)
-            continue
-        sub.add_argument(
-            "--dry-run", action="store_true", help="print the resolved config and the plan, and do nothing"
-        )
-        sub.add_argument(
-            "--redo",
-            metavar="STAGE",
-            choices=list(pipeline.STAGES),
-            help="first remove this stage's output and all that follows from it",
-        )
-        if name == "export":
-            sub.add_argument(
-                "--check", action="store_true", help="reload the exports with transformers and compare the logits again"
-            )
-        if name == "train":
-            _add_processes(sub)
-    text = "models of several runs, problem by problem, against the first"
-    sub = commands.add_parser("compare", help=text, description=text)
-    sub.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder (its student), or FOLDER:MODEL")
-    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return top
-
-
-def _add_processes(sub: argparse.ArgumentParser) -> None:
-    group = sub.add_argument_group(
-        "several processes", "the same command in every process, on a file system that all of them see"
-    )
-    group.add_argument("--distributed", action="store_true", help="they find each other: SLURM, Open MPI, GKE, TPU VMs")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="or: where process 0 is")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
-    group.add_argument(
-        "--heartbeat",
-        type=int,
-        default=100,
-        metavar="SECONDS",
-        help="a process that is silent for so long is dead, and all of them end (default 100)",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,15 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return star(config, lambda commands, path: _run_commands(commands, path, (), arguments.debug))
         elif arguments.dry_run:
-            dry_run(config)
+            return dry_run(config, arguments)
         else:
             _start_processes(arguments)
             if arguments.redo:
                 pipeline.redo(arguments.redo, config)
             if arguments.command == "run":
-                return run_all(arguments.config, arguments.overrides, config, arguments.debug)
+                return run_all(arguments.config, arguments.overrides, config, arguments.debug, arguments.until)
             if arguments.command == "ablate":
                 return ablate(arguments.config, arguments.overrides, config, arguments.debug)
+            if arguments.command == "generate":
+                _check_before_paying(config, arguments)
             pipeline.run_command(arguments.command, config)
             if arguments.command == "export" and arguments.check:
                 from jaxdistill.export.check import check_again
@@ -204,19 +114,29 @@ def _say_error(arguments: argparse.Namespace, error: Exception) -> None:
         traceback.print_exception(error)
 
 
-def run_all(config_path: str, overrides: Sequence[str], config: RunConfig, debug: bool) -> int:
+def run_all(
+    config_path: str, overrides: Sequence[str], config: RunConfig, debug: bool, until: str | None = None
+) -> int:
     """Runs every command in a process of its own, so that accelerator memory is free for the next one.
 
+    Args:
+      until: the last command; all of them if absent.
     Returns:
       the exit code: 0, or that of the command that failed, which has said why.
     """
-    for task in pipeline.tasks_of(config, tuple(pipeline.STAGES)):
+    commands = pipeline.commands_until(until)
+    for task in pipeline.tasks_of(config, pipeline.stages_of(commands)):
         if read_manifest(task.folder):
             task.status()  # a stale stage is said before anything is computed
-    code = _run_commands(tuple(pipeline.COMMANDS), config_path, overrides, debug)
-    if code == 0:
+    code = _run_commands(commands, config_path, overrides, debug)
+    if code:
+        return code
+    if until is None:
         summary(config)
-    return code
+    else:
+        progress.say()
+        progress.say(f"  stopped behind {until}; the same command without --until goes on from here")
+    return 0
 
 
 def ablate(config_path: str, overrides: Sequence[str], config: RunConfig, debug: bool) -> int:
@@ -247,6 +167,10 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
       ValueError: the folder holds no run.
     """
     path, overrides = Path(arguments.config), list(arguments.overrides)
+    if not path.exists() and (arguments.command == "report" or path.suffix not in (".yaml", ".yml")):
+        here = sorted(str(found.parent) for found in Path("runs").glob(f"*/{pipeline.CONFIG}"))
+        there = f"; there are {', '.join(here[:5])}" if here else ", such as runs/quickstart"
+        raise ValueError(f"{path}: no such folder; name the folder of a run{there}, or a YAML file.")
     if path.is_dir():
         if not (path / pipeline.CONFIG).is_file():
             raise ValueError(
@@ -297,13 +221,45 @@ def summary(config: RunConfig) -> None:
     progress.say(f"  report:                  {run.report / 'index.html'}")
 
 
-def dry_run(config: RunConfig) -> None:
-    """Prints the resolved config, then what `run` would do."""
+def dry_run(config: RunConfig, arguments: argparse.Namespace) -> int:
+    """Prints the resolved config, where its files are, what can be checked now, and what `run` would do.
+
+    Returns:
+      the exit code: 1 if something was found that a stage would refuse, else 0.
+    """
+    from jaxdistill import preflight
+
     print(yaml.safe_dump(to_dict(config), sort_keys=False))
+    progress.say(f"files, relative to the working folder {Path.cwd()}:")
+    for path in paths_of(config):
+        if path.where.exists() or not path.may_be_name:
+            missing = "" if path.where.exists() or path.is_output else " (is not there)"
+            progress.say(f"  {path.key}: {path.where}{missing}")
+    progress.say("checks:")
+    found = preflight.check(config, _yaml_of(arguments))
+    for finding in found:
+        progress.say(f"  {finding.what}: {finding.level}: {finding.text}")
     table = Table("stage", "folder", "status", box=None, header_style="bold")
-    for row in pipeline.plan(config):
+    for row in pipeline.plan(config, getattr(arguments, "until", None)):
         table.add_row(*row)
     progress.console.print(table)
+    return int(any(finding.level == "error" for finding in found))
+
+
+def _yaml_of(arguments: argparse.Namespace) -> Path | None:
+    """The YAML file of a command; None where it is what a run's folder remembers, whose paths were right once."""
+    path = Path(arguments.config)
+    return None if path.name == pipeline.CONFIG and (path.parent / "traces").exists() else path.absolute()
+
+
+def _check_before_paying(config: RunConfig, arguments: argparse.Namespace) -> None:
+    """What can be known before the teacher is asked, unless that has been done."""
+    (task,) = pipeline.tasks_of(config, ("generate",))
+    if task.is_done:
+        return
+    from jaxdistill import preflight
+
+    preflight.refuse(config, _yaml_of(arguments))
 
 
 SMALLER = {

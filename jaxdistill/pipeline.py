@@ -114,6 +114,16 @@ COMMANDS = {
 """What each command does; `run` does them all, in this order."""
 
 
+def commands_until(last: str | None) -> tuple[str, ...]:
+    """The commands of a run up to one of them; all of them if None."""
+    names = tuple(COMMANDS)
+    return names if last is None else names[: names.index(last) + 1]
+
+
+def stages_of(commands: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(stage for command in commands for stage in COMMANDS[command])
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A stage of one student: the run's own (`student`), or a baseline's by its name."""
@@ -131,6 +141,11 @@ class Task:
     @property
     def title(self) -> str:
         return self.stage.name + (f" ({self.student})" if self.student != "student" else "")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has been done, from whatever config."""
+        return read_manifest(self.folder) is not None
 
     def input_hashes(self) -> dict[str, str]:
         """Fingerprints of what this task reads.
@@ -286,10 +301,10 @@ def redo(stage: str, config: RunConfig) -> None:
     processes.barrier(f"redo {stage}")
 
 
-def plan(config: RunConfig) -> list[tuple[str, str, str]]:
+def plan(config: RunConfig, until: str | None = None) -> list[tuple[str, str, str]]:
     """(task, folder, `done` | `to do` | what is in the way), without doing anything."""
     rows = []
-    for task in tasks_of(config, tuple(STAGES)):
+    for task in tasks_of(config, stages_of(commands_until(until))):
         try:
             status = task.status()
         except ValueError as error:

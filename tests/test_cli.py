@@ -1,5 +1,7 @@
 """The command line: what it says, and how it fails."""
 
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jaxdistill import cli
+from jaxdistill import __version__, arguments, cli
 from jaxdistill.config import build, differences, load, to_dict, with_baseline
 from tests.helpers import TINY, tiny_config
 
@@ -31,8 +33,51 @@ def fails(capsys, *arguments) -> str:
 def test_help_has_examples():
     output = run("--help").stdout
     assert "jaxdistill run configs/quickstart.yaml" in output
-    for command in (*cli.HELP, "compare"):
+    for command in cli.HELP:
         assert f"    {command} " in output
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert re.match(rf"jaxdistill {re.escape(__version__)}, Python 3\.\d+\.\d+, jax \d", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", cli.HELP)
+def test_the_help_of_a_command_has_its_own_examples_alone(capsys, command):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = capsys.readouterr().out
+    examples = re.findall(r"^  jaxdistill (\w+) ", said, re.M)
+    assert examples and set(examples) == {command}
+
+
+def test_every_example_can_be_parsed():
+    for command, found in arguments.EXAMPLES.items():
+        for example in found:
+            assert cli.parser().parse_args([command, *shlex.split(example)]).command == command
+
+
+def test_a_run_stops_behind_the_stage_that_is_named(tmp_path):
+    config = tiny_config(tmp_path)
+    result = run("run", config, "--until", "verify")
+    assert result.returncode == 0, result.stderr
+    assert "stopped behind verify; the same command without --until goes on" in result.stdout
+    done = {path.parent.name for path in (tmp_path / "run").glob("*/manifest.json")}
+    assert done == {"problems", "traces", "verdicts"}
+    plan = run("run", config, "--until", "prepare", "--dry-run").stdout
+    assert re.search(r"^ prepare ", plan, re.M) and not re.search(r"^ (train|export) ", plan, re.M)
+    assert run("run", config, "--until", "nowhere").returncode == 2
+
+
+def test_a_report_of_no_folder_asks_for_one(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "no such folder; name the folder of a run, such as runs/quickstart" in fails(capsys, "report", "nowhere")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.yaml").write_text("")
+    assert "there are runs/mine, or a YAML file" in fails(capsys, "report", "nowhere")
+    assert "no such folder" in fails(capsys, "run", "runs/nowhere")
 
 
 def test_no_such_file(capsys, tmp_path):

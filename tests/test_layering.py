@@ -39,9 +39,11 @@ RANKS = {
     "evals": 4,
     "methods": 5,
     "plan": 5,
+    "preflight": 5,
     "pipeline": 6,
-    "cli": 7,
-    "__main__": 8,
+    "arguments": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 # stages meet through files on disk, except where one needs the very same code as another
 EXCEPTIONS = [
@@ -52,6 +54,7 @@ EXCEPTIONS = [
     ("evals", "verify"),
     ("verify", "traces.engines"),  # the judge is asked as the teacher is
     ("verify", "traces.values"),
+    ("verify", "traces.tags"),  # what models put around their thinking, as data
     ("verify", "traces.tables"),  # benchmarks come in the files that problems come in
     ("train", "data"),
     ("train", "traces.engines"),  # on policy, the student is sampled and the teacher asked as where traces are made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import pydantic
 import yaml
 
-from jaxdistill.config.base import SECTIONS
+from jaxdistill.config.keys import hint, known_keys, nearest_section, section_of
 from jaxdistill.config.run import RunConfig
 
 
@@ -77,7 +76,18 @@ _WITHOUT_EFFECT = {
     "VerifyConfig": {"workers", "executor", "ray"},
     "JudgeConfig": {"batch"},
     "TracesConfig": {"batch", "retry_failed", "executor", "ray"},
-    "ServerConfig": {"urls", "start", "api_key_env", "in_flight", "timeout_s", "retries", "backoff_s", "patience_s"},
+    "ServerConfig": {
+        "urls",
+        "start",
+        "dialect",
+        "max_tokens_field",
+        "api_key_env",
+        "in_flight",
+        "timeout_s",
+        "retries",
+        "backoff_s",
+        "patience_s",
+    },
     "EvaluateConfig": {"batch", "server"},
     "QualityConfig": {"batch"},
     "TrainConfig": {
@@ -171,10 +181,9 @@ def _explain(data: dict[str, Any], error: Any) -> str:
     path = [str(p) for p in error["loc"]]
     key, kind = ".".join(path), error["type"]
     if kind == "unexpected_keyword_argument":
-        known = _known_keys(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}."
-        return f"unknown key {key}; {hint}"
+        return f"unknown key {_unknown(path, error['input'])}"
+    if kind in ("dataclass_type", "dataclass_exact_type") and (known := known_keys(path)):
+        return f"{key} is {error['input']!r}, but it is a section; write its keys below it: {', '.join(known)}."
     if kind in ("missing", "missing_keyword_only_argument"):
         return f"{key} is missing; {_doc_of(path)}"
     if kind == "value_error":
@@ -184,28 +193,15 @@ def _explain(data: dict[str, Any], error: Any) -> str:
     return f"{key} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
 
 
-def _section_of(path: list[str]) -> Any:
-    cls: Any = RunConfig
-    for part in path:
-        if part.isdigit():  # an element of a list of sections
-            continue
-        field = next((f for f in dataclasses.fields(cls) if f.name == part), None)
-        cls = _section_type(field.type if field else None)
-        if cls is None:
-            return None
-    return cls
-
-
-def _section_type(annotation: Any) -> Any:
-    name = str(annotation).split("|")[0].strip().removeprefix("tuple[").removesuffix(", ...]")
-    return SECTIONS.get(name)
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    cls = _section_of(path)
-    return [f.name for f in dataclasses.fields(cls)] if cls else []
+def _unknown(path: list[str], value: Any) -> str:
+    """An unknown key, and what was meant; of an unknown section, what its keys are here."""
+    slip = len(path) == 1 and nearest_section(path[0])
+    if not isinstance(value, dict) or not value or slip:
+        return f"{'.'.join(path)}; {hint(path)}"
+    keys = [[*path, str(name)] for name in value][:3]
+    return "; ".join(f"{'.'.join(each)}; {hint(each)}" for each in keys)
 
 
 def _doc_of(path: list[str]) -> str:
-    cls = _section_of(path[:-1])
+    cls = section_of(path[:-1])
     return f"see {cls.__name__}." if cls else "set it."

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from jaxdistill.config.base import require, section
 from jaxdistill.config.cluster import RayConfig
+
+REQUEST_FIELDS = ("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stream", "n", "logprobs")
+"""Of a request; those that `traces.server.extra` may not replace."""
+OMITTABLE = ("temperature", "top_p", "seed")
+"""Of a request; those that a server may refuse, and that `traces.server.omit` leaves out."""
 
 
 @section
@@ -40,13 +47,22 @@ class ServerConfig:
     """YAML section `traces.server`: OpenAI-compatible servers that run already, or that are started for this run."""
 
     urls: tuple[str, ...] = ()
-    """Base URLs up to and with `/v1`. They serve the same model, and share the work."""
+    """Base URLs such as `http://HOST:8000/v1`. They serve the same model, and share the work."""
     start: int = 0
     """Instead of `urls`: so many vLLM servers on this machine, set up by `traces.vllm`, started again if they die."""
     model: str | None = None
     """The name under which the servers know the model; needed only where they serve more than one."""
     api: Literal["completions", "chat"] = "completions"
     """`completions`: token ids in and out, as vLLM has it. `chat`: messages in, text out, by the server's template."""
+    dialect: Literal["auto", "openai", "vllm"] = "auto"
+    """Which fields a request has. `openai`: only those that the API documents. `vllm`: its own too, such as
+    `return_token_ids`. `auto`: its own where the list of models says that the server is vLLM."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the limit of tokens is called; hosted reasoning models refuse the first name."""
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Further fields of every request, which the server has to know: `{top_k: 20}`, `{reasoning_effort: high}`."""
+    omit: tuple[str, ...] = ()
+    """Fields that the server refuses: `temperature`, `top_p` or `seed`. It then samples as it likes."""
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the API key; none is sent if it is not set."""
     in_flight: int | None = None
@@ -54,18 +70,17 @@ class ServerConfig:
     timeout_s: float = 1800.0
     """Of one request, from sending it to its last token."""
     retries: int = 6
-    """Further attempts at a request that fails; after the last one it is recorded as failed, and the run goes on."""
+    """Further attempts at a request that fails; after the last one it is recorded as failed, and the run goes on.
+    Waiting for a server that limits its rate (429) is no attempt."""
     backoff_s: float = 1.0
     """Wait before the first retry; doubled at each further one, up to a minute, unless the server names a time."""
     patience_s: float = 900.0
-    """How long to wait while no server can be reached at all; then the run stops, and can go on later."""
+    """How long to wait while no server can be reached at all; then the run stops, and can go on later. Also how long
+    one request is sent again while servers answer that there are too many (429)."""
 
     def __post_init__(self):
         for url in self.urls:
-            require(
-                url.startswith(("http://", "https://")) and url.rstrip("/").endswith("/v1"),
-                f"traces.server.urls has {url}; write it as http://HOST:PORT/v1.",
-            )
+            _check_url(url)
         require(len(set(self.urls)) == len(self.urls), "traces.server.urls names a server twice; name each once.")
         require(not (self.urls and self.start), "traces.server takes `urls` or `start`, not both; drop one.")
         for name in ("timeout_s", "backoff_s", "patience_s"):
@@ -78,6 +93,26 @@ class ServerConfig:
             self.in_flight is None or self.in_flight >= 1,
             f"traces.server.in_flight is {self.in_flight}; allow at least one request at a time.",
         )
+        for name in self.omit:
+            require(
+                name in OMITTABLE, f"traces.server.omit has {name!r}; what may be left out is {', '.join(OMITTABLE)}."
+            )
+        for name in self.extra:
+            require(
+                name not in REQUEST_FIELDS,
+                f"traces.server.extra has {name!r}, which is set by other keys; take it out of `extra`.",
+            )
+
+
+def _check_url(url: str) -> None:
+    """A base URL, to which `/chat/completions` is added; servers without any path would answer 404 to all of it."""
+    path = urlsplit(url).path.rstrip("/")
+    for ending in ("/chat/completions", "/completions", "/models"):
+        require(not path.endswith(ending), f"traces.server.urls has {url}; leave {ending} out: {url.split(ending)[0]}.")
+    require(
+        url.startswith(("http://", "https://")) and bool(urlsplit(url).netloc) and bool(path),
+        f"traces.server.urls has {url}; write it as http://HOST:PORT/v1.",
+    )
 
 
 @section
@@ -160,6 +195,11 @@ class TracesConfig:
         if self.engine != "import":
             return self.engine
         return self.scorer if self.logprobs else None
+
+    @property
+    def asked_server(self) -> ServerConfig | None:
+        """The servers, where they are the engine that is asked."""
+        return self.server if self.asked == "server" else None
 
     def _check_logprobs(self):
         most = 20 if self.engine == "server" else 1024

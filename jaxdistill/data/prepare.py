@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,19 +67,18 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         total = sum(len(part.source_of) for part in taken)
         chunks = workers.chunks_of(tasks.expand(sources.candidates(taken, readers, data.edit), data.tasks))
         number = data.workers or workers.default_workers(part.run.traces for part in taken)
-        done = 0
+        done, lengths = 0, array("q")
         with progress.bar("tokenize", total) as update:
             for chunk in workers.tokenized(chunks, job, number):
+                lengths.extend(chunk.lengths.sum(1, dtype=np.int64).tolist())
                 _refuse_overlong(chunk, data)
                 store.add(chunk, data.row_tokens if data.overlong == "drop" else None)
                 # of a trace cut into tasks the last part may come with the next chunk
                 done = min(total, done + len({name.partition("#")[0] for name in chunk.ids}))
                 update(done, f"{number} processes" if number > 1 else "")
         if not len(store):
-            raise ValueError(
-                f"all {total:,} kept traces were dropped: {store.overlong.total():,} longer than "
-                f"data.row_tokens={data.row_tokens} (raise it), {store.ends_early.total():,} with an eos inside."
-            )
+            dropped = store.overlong.total(), store.ends_early.total()
+            raise ValueError(all_dropped(total, np.array(lengths), *dropped, data.row_tokens, _context(config)))
         examples = store.finish()
         counts = _pack(config, run.tokens, examples) | {
             "overlong_dropped": store.overlong.total(),
@@ -118,6 +118,11 @@ def prepare_tokenizer(config: RunConfig, run: RunDir, shared: RunDir) -> None:
             train_tokenizer(folder, _texts(config.data, shared), config.student.tokenizer_vocab)
         else:
             source = hub.fetch(name, config.student.revision if name == config.student.init else None, weights=False)
+            if template is None and not _has_template(source):
+                raise ValueError(
+                    f"{name}: the student's tokenizer has no chat template, as base models' often have none; set "
+                    f"data.chat_template: {' or '.join(templates.BUILT_IN)}, or a file with one."
+                )
             for file in sorted(source.iterdir()):
                 if file.suffix in (".jinja", ".txt", ".model") or file.name in (
                     "tokenizer.json",
@@ -170,6 +175,22 @@ class _Prompt:
     prompt: str
 
 
+def check_student(config: RunConfig, folder: Path) -> None:
+    """What `prepare` would refuse of the student's context, tokenizer and template, before there is a trace.
+
+    Args:
+      folder: an empty one, for the tokenizer's files.
+    Raises:
+      ValueError: as `prepare`.
+    """
+    _check_context(config, config.data.row_tokens, "data.row_tokens")
+    if config.student.tokenizer == "train":
+        return  # made of the traces, with a template of its own
+    run = RunDir(folder)
+    prepare_tokenizer(config, run, run)
+    _job(config.data, run, None, None)
+
+
 def _texts(data: DataConfig, shared: RunDir) -> Iterator[str]:
     """The text that a new tokenizer learns from: problems and kept traces of all the runs."""
     runs = {run.root.resolve(): run for run in (sources.run_of(s, shared) for s in sources.sources_of(data))}
@@ -194,6 +215,12 @@ def _job(data: DataConfig, run: RunDir, codec: topk.TopK | None, of_teacher: Pat
     return workers.Job(run.tokenizer, data.response, tuple(promptings), codec, of_teacher)
 
 
+def _has_template(folder: Path) -> bool:
+    settings = folder / "tokenizer_config.json"
+    named = json.loads(settings.read_text()) if settings.is_file() else {}
+    return (folder / "chat_template.jinja").is_file() or bool(named.get("chat_template"))
+
+
 def _refuse_overlong(chunk: workers.Chunk, data: DataConfig) -> None:
     lengths = chunk.lengths.sum(1)
     if data.overlong == "error" and (lengths > data.row_tokens).any():
@@ -204,16 +231,39 @@ def _refuse_overlong(chunk: workers.Chunk, data: DataConfig) -> None:
         )
 
 
+def all_dropped(
+    traces: int, lengths: np.ndarray, overlong: int, ends_early: int, row_tokens: int, context: int | None
+) -> str:
+    """What to say, and to do, where not one example is left.
+
+    Args:
+      lengths: tokens of every example that was made of the traces.
+      context: the student's.
+    """
+    shortest, median, longest = int(lengths.min()), int(np.median(lengths)), int(lengths.max())
+    says = f"all {traces:,} kept traces were dropped: {overlong:,} longer than data.row_tokens={row_tokens}"
+    says += f", {ends_early:,} with a token inside that ends a turn" if ends_early else ""
+    says += f"; they have {shortest:,} / {median:,} / {longest:,} tokens (shortest, median, longest)"
+    if not overlong:
+        return f"{says}; take that token out of the traces, or use another tokenizer."
+    if context is not None and shortest > context:
+        return f"{says}, and the student's context is {context:,}; use a student with a longer one, or shorter traces."
+    rows = min(-(-longest // ROUND) * ROUND, context or longest)
+    return f"{says}; raise data.row_tokens, to {rows} for all that fit."
+
+
 def _check_context(config: RunConfig, row_tokens: int, what: str) -> None:
     """Rows within the student's context, before anything is tokenized."""
-    student = config.student
-    if student.architecture is not None:
-        context = student.architecture.max_position_embeddings
-    else:
-        assert student.init is not None
-        context = _init_config(config).get("max_position_embeddings")
+    context = _context(config)
     if context is not None and row_tokens > context:
         raise ValueError(f"{what}={row_tokens} is beyond the student's context of {context}; lower it.")
+
+
+def _context(config: RunConfig) -> int | None:
+    """Positions that the student knows; None where its config does not say."""
+    if config.student.architecture is not None:
+        return config.student.architecture.max_position_embeddings
+    return _init_config(config).get("max_position_embeddings")
 
 
 def _init_config(config: RunConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from jaxdistill import tokenization
 from jaxdistill.config import BenchmarkConfig, EvaluateConfig
 from jaxdistill.evals.benchmarks import Item
 from jaxdistill.evals.subjects import Subject
-from jaxdistill.progress import bar
+from jaxdistill.progress import bar, say
 from jaxdistill.traces import engines
 
 if TYPE_CHECKING:
@@ -168,6 +169,12 @@ def _sample(
             update(len(found), f"{tokens / max(time.monotonic() - started, 1e-9):,.0f} tokens/s")
     seconds = time.monotonic() - started
     assert len(found) == len(requests), f"{len(found)} completions of {len(requests)} requests"
+    failures = Counter(completion.error for completion in found.values() if completion.error is not None)
+    if failures:
+        server = settings.server if settings.engine == "server" else None
+        engines.check_answered(failures, len(found) - failures.total(), server)
+        reason, times = failures.most_common(1)[0]
+        say(f"  {failures.total():,} requests failed and count as wrong; most often ({times:,}): {reason}")
     return found, seconds
 
 

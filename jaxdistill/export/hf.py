@@ -40,9 +40,9 @@ _DROPPED = ("rope_theta", "rope_scaling", "rope_parameters", "quantization_confi
 
 def export_hf(
     model: Decoder,
-    path: Path,
+    path: str | Path,
     *,
-    tokenizer: Path,
+    tokenizer: str | Path,
     card: str,
     dtype: str = "float32",
     max_shard_bytes: int = 4 << 30,
@@ -72,6 +72,7 @@ def export_hf(
     Raises:
       ValueError: the disk is full or read-only, the tokenizer or an argument is unfit; nothing was exported then.
     """
+    path, tokenizer = Path(path).expanduser(), Path(tokenizer).expanduser()
     if dtype not in DTYPES:
         raise ValueError(f"export: dtype {dtype!r}; choose {' or '.join(DTYPES)}.")
     if max_shard_bytes < 1:
@@ -108,11 +109,11 @@ def export_hf(
 
 def export_adapter(
     model: Decoder,
-    path: Path,
+    path: str | Path,
     *,
     base: str,
     revision: str | None,
-    tokenizer: Path,
+    tokenizer: str | Path,
     card: str,
     check: Check | None = None,
     texts: Sample | None = _NO_TEXTS,
@@ -124,6 +125,7 @@ def export_adapter(
         absolute: PEFT looks for a relative one in the working folder of whoever loads the adapter.
     """
     assert model.lora is not None
+    path, tokenizer = Path(path).expanduser(), Path(tokenizer).expanduser()
     pieces = sorted(
         pieces_of(model, adapter_entries(model.config, model.lora), DTYPES["float32"]), key=lambda piece: piece.name
     )

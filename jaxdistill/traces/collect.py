@@ -58,6 +58,8 @@ def generate(config: RunConfig, run: RunDir) -> dict[str, Any]:
     ) as journal:
         resumed = len(journal)
         timings = _collect(config.traces, teacher, work, journal, run.traces / VLLM_LOG)
+        if not journal.answered:
+            engines.check_answered(journal.failures(), 0, config.traces.asked_server)
         counts = _write_all(config.traces, teacher, work, journal, run.traces)
     day = {} if teacher.tokenizer is None else {"day": tokenization.day_of(teacher.tokenizer)}
     return counts | {"resumed": resumed} | day | timings
@@ -111,7 +113,8 @@ def check_gold(config: RunConfig, problems: list[Problem]) -> None:
 def _header(config: TracesConfig, work: WorkList, revision: str) -> dict[str, Any]:
     """What must not change between a journal's lines. How fast and on what the teacher ran may."""
     section = to_dict(config)
-    for key in ("batch", "retry_failed", "until_kept", "max_samples", "executor", "ray"):
+    # think_tags: how what was drawn is written down; to correct it nobody need be asked again
+    for key in ("batch", "retry_failed", "until_kept", "max_samples", "executor", "ray", "think_tags"):
         del section[key]
     vllm, server = section.pop("vllm"), section.pop("server")
     if config.until_kept:  # then it is how many to draw at a time
@@ -126,6 +129,7 @@ def _header(config: TracesConfig, work: WorkList, revision: str) -> dict[str, An
     }
     if config.engine == "server":
         header |= {f"traces.server.{key}": server[key] for key in ("api", "model")}
+        header |= {f"traces.server.{key}": server[key] for key in ("extra", "omit") if server[key]}
     return header
 
 

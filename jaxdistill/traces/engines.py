@@ -7,12 +7,14 @@ An engine takes token ids and gives token ids, in whatever order samples finish;
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from jaxdistill import hub
 from jaxdistill.config import RayConfig, ServerConfig, TracesConfig, VLLMConfig
+from jaxdistill.traces import server_errors
 from jaxdistill.traces.logprobs import TopLogprobs
 
 
@@ -179,6 +181,25 @@ def check_context(requests: Collection[Request], max_tokens: int, context: int |
             f"{name}: a prompt of {length} tokens + max_tokens={max_tokens} > {context}, the model's context "
             f"({too_long} of {len(requests)} requests are too long); lower max_tokens, or leave such problems out."
         )
+
+
+def check_answered(failures: Counter[str], answered: int, server: ServerConfig | None = None) -> None:
+    """Refuses what looks like a result where every single request failed.
+
+    Args:
+      failures: reason -> requests.
+      server: of the engine `server`.
+    Raises:
+      ValueError: that is so; with the most frequent reason, and what to do.
+    """
+    if answered or not failures:
+        return
+    reason, times = failures.most_common(1)[0]
+    todo = "see to the engine" if server is None else server_errors.advice(reason, server)
+    raise ValueError(
+        f"all requests failed, most often ({times:,} of {failures.total():,}) so: {reason}; {todo}. The same command "
+        "asks again."
+    )
 
 
 def _context(engine: str, checkpoint: Path, vllm: VLLMConfig) -> int | None:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from jaxdistill.traces import logprobs
 from jaxdistill.traces.engines import Completion
 
 LOGPROBS = "logprobs.bin"
+NO_MORE = ("traces.think_tags",)
+"""Keys of older headers that may differ."""
 SYNC_SECONDS = 5.0
 """A kill loses nothing that was added; a power cut at most what was added in so many seconds."""
 
@@ -43,9 +46,11 @@ class Journal:
         Args:
           size: how many samples there are.
           number_of: a sample's number, by its id; None for one that is not wanted.
-          retry_failed: a failure counts as missing.
+          retry_failed: a failure counts as missing. So it does where nothing else is there: what made all samples fail
+            is mended by now, or makes them fail again.
         Raises:
-          ValueError: it was started with another header, holds a broken line, or another process is writing to it.
+          ValueError: it was started with another header and has answers, holds a broken line, or another process is
+            writing to it.
         """
         self.path = path
         self._number_of = number_of
@@ -66,8 +71,9 @@ class Journal:
         except BaseException:
             self._close()
             raise
-        if retry_failed:
+        if retry_failed or not self.answered:
             self._line_at[self._failed] = -1
+            self._failed[:] = False
 
     def __enter__(self) -> Journal:
         return self
@@ -79,6 +85,16 @@ class Journal:
     def __len__(self) -> int:
         """How many samples it has."""
         return int((self._line_at >= 0).sum())
+
+    @property
+    def answered(self) -> int:
+        """How many samples it has that did not fail."""
+        return int(((self._line_at >= 0) & ~self._failed).sum())
+
+    def failures(self, most: int = 1000) -> Counter[str]:
+        """Why samples failed: reason -> samples, of the first `most` that did."""
+        numbers = np.flatnonzero((self._line_at >= 0) & self._failed)[:most]
+        return Counter(self.read(int(number)).error or "no reason" for number in numbers)
 
     def has(self, number: int) -> bool:
         return bool(self._line_at[number] >= 0)
@@ -119,6 +135,7 @@ class Journal:
         at = self._file.seek(0, os.SEEK_END)
         self._write(row)
         self._line_at[number], self._dirty = at, True
+        self._failed[number] = completion.finish_reason == "error"
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._sync()
         return True
@@ -156,7 +173,7 @@ class Journal:
     def _read(self, header: dict[str, Any]) -> None:
         """Line by line, so that a long journal needs no more memory than a short one."""
         used, stored = 0, os.fstat(self._binary.fileno()).st_size
-        at = 0
+        at, other = 0, ""
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
@@ -164,11 +181,19 @@ class Journal:
                     break
                 row = self._parse(line, number)
                 if number == 1:
-                    self._check_header(row, header)
+                    other = self._other_settings(row, header)
                 else:
                     end = self._note(row, at, number, stored)
                     used = max(used, end)
                 at += len(line)
+        if other and self.answered:
+            raise ValueError(
+                f"{self.path}: these traces were begun with other settings: {other}. "
+                f"Set them back to go on, or remove {self.path.parent} (or name another run_dir) to start anew."
+            )
+        if other:  # a server refused all, and its settings were corrected: there is nothing to keep
+            self._file.truncate(0)
+            self._line_at[:], self._failed[:], at = -1, False, 0
         if at == 0:
             self._write(header)
         self._binary.truncate(used)  # what a kill left without a line
@@ -187,15 +212,12 @@ class Journal:
             self._line_at[number], self._failed[number] = at, failed
         return end
 
-    def _check_header(self, found: dict[str, Any], header: dict[str, Any]) -> None:
+    def _other_settings(self, found: dict[str, Any], header: dict[str, Any]) -> str:
+        """What is not as it was when the journal was begun; empty if all is."""
         header = json.loads(json.dumps(header))  # tuples are lists there
-        changed = [key for key in {**header, **found} if header.get(key) != found.get(key)]
-        if changed:
-            changes = "; ".join(_change(key, found, header) for key in changed)
-            raise ValueError(
-                f"{self.path}: these traces were begun with other settings: {changes}. "
-                f"Set them back to go on, or remove {self.path.parent} (or name another run_dir) to start anew."
-            )
+        keys = [key for key in {**header, **found} if key not in NO_MORE]
+        changed = [key for key in keys if header.get(key) != found.get(key)]
+        return "; ".join(_change(key, found, header) for key in changed)
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:

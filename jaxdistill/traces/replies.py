@@ -6,48 +6,50 @@ A server's answer is not trusted: what is not a whole, consistent completion is 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
+from jaxdistill.config import ServerConfig
 from jaxdistill.traces import logprobs, thinking
 from jaxdistill.traces.engines import Completion, Request, Sampling
+from jaxdistill.traces.server_errors import Failed, check_reply, short
 
 PATHS = {"completions": "/completions", "chat": "/chat/completions"}
 TOKEN = "token_id:"
 """vLLM writes tokens so, when it is asked for ids in the place of texts."""
+STOPPED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
+CUT_OFF = ("length", "max_tokens", "max_output_tokens")
+"""Words for how a response ended: the API's first, then those of servers that pass on their own."""
 
 
-class Failed(Exception):
-    """One attempt at a request came to nothing."""
+def make_body(request: Request, sampling: Sampling, model: str, config: ServerConfig, *, vllm: bool) -> dict[str, Any]:
+    """The JSON of one request: documented fields alone, vLLM's own where the server is vLLM, and the user's.
 
-    def __init__(self, reason: str, *, retry: bool = True, wait_s: float | None = None):
-        super().__init__(reason)
-        self.retry, self.wait_s = retry, wait_s
-
-
-class Refused(ValueError):
-    """No request will be served: a wrong key, model or path. Ends the run."""
-
-
-def make_body(request: Request, sampling: Sampling, model: str, api: str) -> dict[str, Any]:
-    """The JSON of one request; what other servers than vLLM do not know is theirs to ignore."""
+    Args:
+      vllm: whether the server is asked in vLLM's dialect. Without it tokens end where the server's own settings say.
+    """
     if request.response_ids is not None:
         return _scoring_body(request, sampling, model)
     greedy = sampling.temperature == 0
     body: dict[str, Any] = {
         "model": model,
-        "max_tokens": sampling.max_tokens,
+        config.max_tokens_field: sampling.max_tokens,
         "temperature": sampling.temperature,
+        # said even where it is 1: servers take what they are not told from the checkpoint, or from their own defaults
         "top_p": 1.0 if greedy else sampling.top_p,
-        "return_token_ids": True,
     }
     if not greedy:
         body["seed"] = request.seed
-    if api == "chat":
-        return body | {"messages": request.messages}
-    body |= {"prompt": request.prompt_ids, "stop_token_ids": sampling.stop_ids}
+    if vllm:
+        body["return_token_ids"] = True
+    if config.api == "chat":
+        body |= {"messages": request.messages}
+    else:
+        body |= {"prompt": request.prompt_ids}
+        if vllm:
+            body |= {"stop_token_ids": sampling.stop_ids}
     if sampling.logprobs:
         body |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
-    return body
+    return {name: value for name, value in body.items() if name not in config.omit} | config.extra
 
 
 def _scoring_body(request: Request, sampling: Sampling, model: str) -> dict[str, Any]:
@@ -66,38 +68,18 @@ def _whole(request: Request) -> list[int]:
     return request.prompt_ids + (request.response_ids or [])
 
 
-def check_status(status: int, headers: Any, data: bytes, url: str) -> None:
-    """Sorts out HTTP errors.
-
-    Raises:
-      Refused: nobody would be served (401, 403, 404, or more logprobs than the server gives).
-      Failed: this request was not; 408, 409, 425, 429 and 5xx are worth another attempt.
-    """
-    if status == 200:
-        return
-    reason = f"HTTP {status}: {_error_message(data)}"
-    if status in (401, 403):
-        raise Refused(f"{url}: {reason}; put the key into the environment variable that server.api_key_env names.")
-    if status == 404:
-        raise Refused(f"{url}: {reason}; correct traces.server.model, .urls or .api.")
-    if status == 400 and "logprobs" in reason and "max allowed" in reason:
-        raise Refused(
-            f"{url}: {reason}; start it with --max-logprobs so high, or lower traces.logprobs "
-            "(on policy: train.on_policy.topk)."
-        )
-    raise Failed(reason, retry=status in (408, 409, 425, 429) or status >= 500, wait_s=_retry_after(headers))
-
-
-def read_completion(data: bytes, request: Request, sampling: Sampling, api: str) -> Completion:
+def read_completion(data: bytes, request: Request, sampling: Sampling, api: str, url: str = "") -> Completion:
     """One completion out of a reply.
 
     Raises:
       Failed: the reply is not JSON, or not one whole completion of this request.
+      Refused: it is an error that all requests would meet, in a reply of status 200.
     """
     try:
         reply = json.loads(data)
     except ValueError:
-        raise Failed(f"a reply that is not JSON: {_short(data)}") from None
+        raise Failed(f"a reply that is not JSON: {short(data)}") from None
+    check_reply(reply, url)
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         count = len(choices) if isinstance(choices, list) else "no"
@@ -105,15 +87,13 @@ def read_completion(data: bytes, request: Request, sampling: Sampling, api: str)
     choice = choices[0]
     if request.response_ids is not None:
         return _read_scored(choice, reply, request, sampling.logprobs)
-    reason = choice.get("finish_reason")
-    if reason not in ("stop", "length"):
-        raise Failed(f"the server ended it with finish_reason {reason!r}")
+    reason = _finish(choice)
     _check_prompt(choice.get("prompt_token_ids", reply.get("prompt_token_ids")), request, api)
     output_ids = _ids(choice.get("token_ids"), "token_ids")
     counted = _count(reply)
     if output_ids is not None:
         _check_count(output_ids, counted, reason, sampling)
-    text = _text(choice, api)
+    text = _text(choice, api, reason)
     # the text is needed where ids do not say it, or where a reasoning parser has taken it apart
     if (output_ids is None or api == "chat") and not text.strip():
         raise Failed("an empty response")
@@ -178,7 +158,19 @@ def _count(reply: dict[str, Any]) -> int | None:
     return count if type(count) is int else None
 
 
-def _text(choice: dict[str, Any], api: str) -> str:
+def _finish(choice: dict[str, Any]) -> Literal["stop", "length"]:
+    """How a response ended, in the API's words; servers that pass on other ones are understood."""
+    found = choice.get("finish_reason")
+    word = found.lower() if isinstance(found, str) else ""
+    if word in STOPPED:
+        return "stop"
+    if word in CUT_OFF:
+        return "length"
+    # the same request would be filtered again
+    raise Failed(f"the server ended it with finish_reason {found!r}", retry=word not in ("content_filter", "safety"))
+
+
+def _text(choice: dict[str, Any], api: str, reason: str) -> str:
     if api == "completions":
         text = choice.get("text", "")
         if not isinstance(text, str):
@@ -187,11 +179,43 @@ def _text(choice: dict[str, Any], api: str) -> str:
     message = choice.get("message")
     if not isinstance(message, dict):
         raise Failed("a chat reply without a message")
-    thoughts = message.get("reasoning_content") or message.get("reasoning")
-    content = message.get("content") or ""
-    if not isinstance(content, str) or not isinstance(thoughts, str | None):
-        raise Failed("a message whose content is not text")
+    thoughts, content = _parts(message.get("content"))
+    if refusal := message.get("refusal"):
+        raise Failed(f"the model refused: {short(str(refusal).encode())}", retry=False)
+    # the fields of servers with a reasoning parser; one of them is enough, as some fill two with the same
+    for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details"):
+        if not thoughts and message.get(name):
+            thoughts = _flat(message[name])
+    if thinking.OPEN in content or thinking.CLOSE in content:  # left there although it was also taken out
+        return content
+    if thoughts and not content.strip() and reason == "length":  # cut off before the thinking was over
+        return f"{thinking.OPEN}\n{thoughts.strip(chr(10))}"
     return thinking.join(thoughts, content)
+
+
+def _parts(content: Any) -> tuple[str, str]:
+    """(thoughts, text) of a message's content: a text, nothing, or a list of parts, as Mistral's servers have it."""
+    if content is None:
+        return "", ""
+    if isinstance(content, str):
+        return "", content
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise Failed("a message whose content is not text")
+    of = {True: "", False: ""}
+    for part in content:
+        of[part.get("type") in ("thinking", "reasoning")] += _flat(part)
+    return of[True], of[False]
+
+
+def _flat(value: Any) -> str:
+    """The text of a block, or of a list of blocks; what is encrypted or summed up is left out."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(_flat(each) for each in value)
+    if isinstance(value, dict):
+        return next((_flat(value[key]) for key in ("text", "thinking", "reasoning", "content") if value.get(key)), "")
+    raise Failed("a message whose content is not text")
 
 
 def _logprobs(choice: dict[str, Any], output_ids: list[int] | None, k: int) -> logprobs.TopLogprobs:
@@ -215,24 +239,3 @@ def _sorted(positions: list[dict[int, float]], output_ids: list[int], k: int) ->
         return logprobs.from_candidates(positions, output_ids, k)
     except ValueError as error:
         raise Failed(str(error)) from None
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds of a `Retry-After` header; its other form, a date, is not heeded."""
-    value = headers.get("Retry-After", "")
-    return min(float(value), 600.0) if value.strip().replace(".", "", 1).isdigit() else None
-
-
-def _error_message(data: bytes) -> str:
-    try:
-        reply = json.loads(data)
-    except ValueError:
-        return _short(data)
-    error = reply.get("error", reply.get("detail")) if isinstance(reply, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    return _short(str(message).encode()) if message else _short(data)
-
-
-def _short(data: bytes, limit: int = 200) -> str:
-    text = " ".join(data[: 4 * limit].decode(errors="replace").split())
-    return text[:limit] or "nothing"

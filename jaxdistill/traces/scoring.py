@@ -110,6 +110,8 @@ def score(
             for completion in completions:
                 found.add(completion)
                 update(len(found), "")
+        if not found.answered:
+            engines.check_answered(found.failures(), 0, config.asked_server)
         logprobs.write_logprobs(folder / logprobs.FOLDER, _scored(found, len(numbers)), origin)
         for trace in traces():
             completion = found.read(numbers[trace.id])

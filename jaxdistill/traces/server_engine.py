@@ -60,6 +60,7 @@ class Fleet:
         self._in_flight = server.in_flight or 2 * vllm.max_num_seqs
         self._stack = contextlib.ExitStack()
         self._managed: list[ManagedServer] = []
+        self._asked = False
         if server.start:
             folder = log.parent if log else Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
             room = longest + sampling.max_tokens if server.api == "completions" else None
@@ -73,7 +74,9 @@ class Fleet:
     ) -> Generator[Completion, None, None]:
         """Completions as they finish, in any order; see `generate`."""
         servers.allow_connections(self._in_flight * max(self._config.start, len(self._config.urls)))
-        client = Client(self._config, self._managed, requests, self._sampling, ready, in_flight=self._in_flight)
+        options = {"in_flight": self._in_flight, "probe": not self._asked}
+        client = Client(self._config, self._managed, requests, self._sampling, ready, **options)
+        self._asked = True
         with contextlib.ExitStack() as stack:
             loop = stack.enter_context(contextlib.closing(asyncio.new_event_loop()))
             # not asyncio.Runner: its KeyboardInterrupt may come up in the middle of any callback, and break the loop

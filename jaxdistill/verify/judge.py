@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RETRY_TEMPERATURE = 0.7
+UNREAD = "a reply that cannot be read"
 CODE = "1"
 """Of how a reply is read; another one reads them anew."""
 INSTRUCTION = """You grade how a student reasons. Below are a problem, the student's thinking and the answer, \
@@ -118,6 +120,11 @@ def judge(config: JudgeConfig, traces: Iterable[Shown], cache: Path, log: Path) 
                     store.put(waiting[name][1], found[name])
                     store.flush()
             waiting = {name: unread[name] for name in waiting if name in unread}
+    failures = Counter(marks["error"] for marks in found.values() if marks["error"])
+    unanswered = Counter({why: n for why, n in failures.items() if not why.startswith(UNREAD)})
+    engines.check_answered(
+        unanswered, len(found) - unanswered.total(), config.server if config.engine == "server" else None
+    )
     return [JudgeMark(trace_id=name, model=config.model, **found[name]) for name in sorted(found)]
 
 
@@ -184,7 +191,7 @@ class _Asker:
         marks = read_marks(text)
         if marks is None:
             cut = "it was cut off" if completion.finish_reason == "length" else "it has no marks"
-            return nothing | {"error": f"a reply that cannot be read: {cut}"}
+            return nothing | {"error": f"{UNREAD}: {cut}"}
         return marks | {"error": None}
 
 

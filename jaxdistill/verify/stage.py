@@ -8,6 +8,7 @@ drawn, or with other filters. The verdicts are byte for byte those of a run from
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ from jaxdistill.config import RunConfig, VerifyConfig
 from jaxdistill.progress import say
 from jaxdistill.records import CACHE, JudgeMark, Problem, RunDir, Verdict, read_records, write_records
 from jaxdistill.verify import judge as judging
+from jaxdistill.verify.causes import Looked, is_next_to_nothing, likeliest, worst_filter
 from jaxdistill.verify.consistency import vote
 from jaxdistill.verify.decontaminate import find_contaminated
 from jaxdistill.verify.examine import Examiner, Gold, examine
-from jaxdistill.verify.filters import UNKNOWN_DOMAIN, Candidate, Rejection, is_formed
+from jaxdistill.verify.filters import UNKNOWN_DOMAIN, Candidate, Rejection, TraceText, is_formed
 from jaxdistill.verify.selection import Known, Marks, pass_rates, select
 from jaxdistill.verify.similarity import first_alike
 from jaxdistill.verify.waterfall import count_yield, print_yield
 
 PROBLEM_NGRAM = 3
+LOOKED_AT = 200
+"""Traces of which it is asked why nothing was kept."""
 MARKS = "judge"
 """Folder of the judge's marks; among the verdicts' own files it would be read as verdicts."""
 
@@ -59,6 +63,9 @@ def verify(config: RunConfig, run: RunDir) -> dict[str, Any]:
     if found_before:
         say(f"  {found_before:,} results were known from before")
     print_yield(counts, settings)
+    if is_next_to_nothing(counts):
+        counts["cause"] = _likeliest_cause(counts, candidates, rejected, gold, config, run)
+        say(f"  kept is {'nothing' if not counts['kept'] else 'next to nothing'}; likeliest cause: {counts['cause']}")
     if "judge" in more:
         judging.say_agreement(more["judge"])
     return counts | more | where
@@ -112,6 +119,27 @@ def _judge(candidates: list[Candidate], gold: dict[str, Gold], config: VerifyCon
     marks = judging.judge(config.judge, shown, run.verdicts / CACHE, folder / "vllm.log")
     write_records(folder / "judge.parquet", JudgeMark, marks)
     return marks
+
+
+def _likeliest_cause(
+    counts: dict[str, Any],
+    candidates: list[Candidate],
+    rejected: list[Rejection | None],
+    gold: dict[str, Gold],
+    config: RunConfig,
+    run: RunDir,
+) -> str:
+    """Looks at some of the traces that fell where most did."""
+    name = worst_filter(counts)
+    fell = [c for c, r in zip(candidates, rejected, strict=True) if r is not None and r.name == name][:LOOKED_AT]
+    wanted = {c.trace_id for c in fell}
+    found = (trace for trace in read_records(run.traces, TraceText) if trace.id in wanted)
+    looked = Looked(
+        responses=[trace.response or "" for trace in itertools.islice(found, len(wanted))],
+        extracted=[c.check.extracted for c in fell],
+        gold=[gold[c.problem_id].answer if c.problem_id in gold else "" for c in fell],
+    )
+    return likeliest(counts, looked, config.verify, config.traces)
 
 
 def _write(candidates: list[Candidate], rejected: list[Rejection | None], folder: Path) -> None:

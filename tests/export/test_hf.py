@@ -18,6 +18,8 @@ from jaxdistill.models import load_hf, params_of, with_params
 from jaxdistill.parallel.mesh import make_mesh
 from tests.export.tiny import config_of, files_of, make_model, make_tokenizer_folder, tensors_of
 
+IDS = jnp.arange(24).reshape(2, 12)
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
@@ -45,6 +47,15 @@ def test_a_file_is_byte_for_byte_what_the_library_writes(model, tokenizer, tmp_p
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "library.safetensors").read_bytes()
     total = sum(t.nbytes for t in tensors.values())
     assert counts == {"tensors": len(tensors), "bytes": total, "files": 1, "check": None}
+
+
+def test_paths_may_be_texts_as_in_load_hf(model, tokenizer, tmp_path):
+    export_hf(model, str(tmp_path / "out"), tokenizer=str(tokenizer), card="card")
+    export_hf(model, tmp_path / "same", tokenizer=tokenizer, card="card")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "same")
+    np.testing.assert_array_equal(load_hf(str(tmp_path / "out"))(IDS), model(IDS))
+    with pytest.raises(ValueError, match="no such folder"):
+        export_hf(model, str(tmp_path / "other"), tokenizer=str(tmp_path / "nowhere"), card="")
 
 
 @pytest.mark.parametrize("stored", [np.float32, ml_dtypes.bfloat16])

@@ -122,7 +122,8 @@ class FakeServer:
     async def _models(self, request: web.Request) -> web.StreamResponse:
         if self._refuses(request):
             return web.json_response({"error": {"message": "wrong key"}}, status=401)
-        return web.json_response({"data": [{"id": name, "max_model_len": CONTEXT} for name in self.models]})
+        rows = [{"id": name, "max_model_len": CONTEXT, "owned_by": "vllm"} for name in self.models]
+        return web.json_response({"object": "list", "data": rows})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

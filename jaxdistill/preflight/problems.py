@@ -1,0 +1,146 @@
+"""A first sample of the problems' rows: are there gold answers, and do imported responses show their thinking?"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.config import ProblemsConfig, RunConfig, TracesConfig
+from jaxdistill.preflight.finding import Finding
+from jaxdistill.traces import imports, tables, tags
+
+SAMPLE = 200
+"""Rows that are looked at."""
+FEWEST = 5
+"""Responses from which on it is no accident that none has tags."""
+WITH_ANSWER = ("jsonl", "messages", "sharegpt", "r1", "prompt_completion")
+"""Sources whose gold answers lie under `answer_field`."""
+WITH_RESPONSES = ("messages", "sharegpt", "r1", "prompt_completion")
+GOLD_NAMES = ("answer", "final_answer", "gold", "gold_answer", "ground_truth", "expected_answer", "correct_answer",
+              "target", "label", "reference", "reference_answer", "solution", "output")  # fmt: skip
+"""What gold answers are called, the likeliest first."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
+"""Fields of a message that hold thinking beside its content."""
+
+
+def check(config: RunConfig) -> Iterator[Finding]:
+    """Everything of the first rows of `problems` and of the held-out problems."""
+    sets = {"problems": config.problems}
+    if config.evaluate is not None and config.evaluate.problems is not None:
+        sets["evaluate.problems"] = config.evaluate.problems
+    for what, section in sets.items():
+        rows = first_rows(section)
+        if isinstance(rows, Finding):
+            yield Finding(what, rows.level, rows.text)
+        elif rows:
+            wanted = what != "problems" or (config.verify.answer and config.verify.majority is None)
+            if wanted and not section.forget_answers:
+                yield from check_gold(rows, section, what)
+            if what == "problems" and config.traces.engine == "import" and section.source in WITH_RESPONSES:
+                yield from check_thinking(rows, config.traces, required=config.verify.think == "required")
+
+
+def first_rows(section: ProblemsConfig, most: int = SAMPLE) -> list[dict[str, Any]] | Finding:
+    """The first rows of a set that is on this machine; none of a set that has no rows, or is elsewhere."""
+    if section.source not in WITH_ANSWER or section.path is None or "://" in section.path:
+        return []
+    rows = tables.read_rows(Path(section.path))
+    try:
+        return [row for _, _, row in itertools.islice(rows, most)]
+    except ValueError as error:  # whether a row that cannot be read stops the run is for the stage to say
+        return Finding("problems", "unchecked", str(error))
+
+
+def check_gold(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: str) -> Iterator[Finding]:
+    """Whether rows have gold answers under the name that is given."""
+    key = f"{what}.answer_field"
+    field = section.answer_field
+    with_one = sum(row.get(field) not in (None, "") for row in rows)
+    if with_one == len(rows):
+        yield Finding(key, "ok", f"{field}: all of the first {len(rows):,} rows have a gold answer")
+        return
+    if with_one:
+        text = f"{len(rows) - with_one:,} of the first {len(rows):,} rows have no {field!r}; nothing of them is kept."
+        yield Finding(key, "warning", text)
+        return
+    fields = list(dict.fromkeys(name for row in rows for name in row))
+    likely = [name for name in GOLD_NAMES if name in fields and name != field and _is_answer(rows, name)]
+    advice = f"set {key}: {likely[0]}" if likely else f"name the gold answers with {key}"
+    otherwise = "" if what != "problems" else ", or set verify.answer: false"
+    text = (
+        f"none of the first {len(rows):,} rows has a gold answer under {field!r}; they have "
+        f"{', '.join(fields[:12])}; {advice}{otherwise}."
+    )
+    # an empty field may be filled further down; one that is not there at all is not
+    yield Finding(key, "warning" if any(field in row for row in rows) else "error", text)
+
+
+def _is_answer(rows: Sequence[dict[str, Any]], name: str) -> bool:
+    values = [row.get(name) for row in rows]
+    return all(isinstance(value, str | int | float) for value in values if value is not None) and any(values)
+
+
+def check_thinking(rows: Sequence[dict[str, Any]], traces: TracesConfig, *, required: bool) -> Iterator[Finding]:
+    """Whether imported responses have thinking that the import finds."""
+    if not required or len(rows) < FEWEST:
+        return
+    texts, think_tags = [list(_texts(row)) for row in rows], traces.think_tags
+    pairs = zip(rows, texts, strict=True)
+    shown = sum(_has_thoughts(row) or any(_thinks(text, traces) for text in found) for row, found in pairs)
+    key = "traces.think_tags"
+    if shown:
+        yield Finding(key, "ok", f"{shown:,} of the first {len(rows):,} rows show their thinking")
+        return
+    found = tags.count_pairs(map(" ".join, texts), guess=False)
+    (pair, times), *_ = found.most_common(1)
+    if pair is not None:
+        yield Finding(
+            key,
+            "error",
+            f"{times:,} of the first {len(rows):,} rows think between {pair[0]} and {pair[1]}, none between "
+            f"{think_tags[0]} and {think_tags[1]}, so that verify would keep nothing; set {key}: ['{pair[0]}', "
+            f"'{pair[1]}'].",
+        )
+        return
+    yield Finding(
+        key,
+        "warning",
+        f"none of the first {len(rows):,} rows shows any thinking, and verify.think: required keeps none without; set "
+        "verify.think: optional to learn from answers alone.",
+    )
+
+
+def _thinks(text: str, traces: TracesConfig) -> bool:
+    """Whether the import finds thinking in a text."""
+    return bool(imports.to_trace("row", 0, text, "", traces).thinking)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a row."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+
+
+def _has_thoughts(value: Any) -> bool:
+    """Whether thinking lies in a field of its own, or in a part that says so."""
+    if isinstance(value, dict):
+        if any(value.get(name) for name in THOUGHTS) or value.get("type") in ("thinking", "reasoning"):
+            return True
+        return any(map(_has_thoughts, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_thoughts, value))
+    if isinstance(value, str) and value[:1] in "[{" and any(f'"{name}"' in value for name in THOUGHTS):
+        try:  # lists of messages may come as JSON in a text
+            return _has_thoughts(json.loads(value))
+        except ValueError:
+            return False
+    return False

@@ -1,0 +1,280 @@
+"""What can be known before the teacher is asked: each check alone, and that no request is made where one fails."""
+
+import dataclasses
+import json
+
+import pytest
+
+from jaxdistill import cli, hub, preflight
+from jaxdistill.config import ProblemsConfig, ServerConfig, TracesConfig, build
+from jaxdistill.models import ModelConfig, abstract_model
+from jaxdistill.preflight import disk, problems, repositories, students, teachers
+from jaxdistill.preflight.finding import Finding
+from tests.helpers import TINY, tiny_config
+from tests.traces.strict_server import StrictServer
+from tests.traces.test_server import QUICK
+
+CONFIG = {"run_dir": "run"}
+IMPORT = TracesConfig(engine="import")
+
+
+def levels(found) -> list[str]:
+    return [finding.level for finding in found]
+
+
+def only(found) -> Finding:
+    (finding,) = found
+    return finding
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# ---------------------------------------------------------------------------------------------- nothing is paid for
+
+
+def student_of(folder, edit):
+    """The demo teacher's files, changed."""
+    import shutil
+
+    made = folder / "student"
+    shutil.copytree(hub.demo_teacher(), made)
+    edit(made)
+    return str(made)
+
+
+def change(name, **values):
+    def edit(folder):
+        found = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(found | values))
+
+    return edit
+
+
+def without(*names):
+    def edit(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (change("config.json", model_type="mixtral"), "model_type 'mixtral' is not supported"),
+        (without("chat_template.jinja"), "no chat template, as base models' often have none; set data.chat_template"),
+        (without("tokenizer.json"), "no tokenizer.json"),
+        (without("model.safetensors"), "no weights"),
+        (
+            change("config.json", max_position_embeddings=64),
+            "data.row_tokens=136 is beyond the student's context of 64",
+        ),
+    ],
+)
+def test_a_student_that_cannot_be_used_is_found_before_the_first_request(tmp_path, capsys, edit, message):
+    """It was `prepare` that looked, when all was paid for. unslothai/unsloth 2096 and huggingface/open-r1 85: base
+    models without a template.
+    """
+    with StrictServer() as server:
+        traces = {"engine": "server", "teacher": "m", "server": {"urls": [server.url], "api": "chat", **QUICK}}
+        student = {"init": student_of(tmp_path, edit)}
+        path = tiny_config(tmp_path, traces=traces, student=student, data={"row_tokens": 136}, evaluate=None)
+        for command in (["generate"], ["run"], ["run", "--dry-run"]):
+            assert cli.main([command[0], str(path), *command[1:]]) == 1
+        assert server.asked == []
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert message in captured.out  # the dry run's
+    assert not (tmp_path / "run" / "traces").exists()
+
+
+def test_a_student_that_is_not_there(tmp_path):
+    for name in ("./nowhere", "/nowhere/at/all", "nowhere", f"{tmp_path}/nothing"):
+        found = only(students.check(build(TINY | CONFIG | {"student": {"init": name}}), "student"))
+        assert (found.what, found.level) == ("student.init", "error")
+        assert "no such folder" in found.text
+
+
+def test_a_name_of_the_hub_without_a_network_is_unchecked_and_the_run_goes_on(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    repositories._of_hub.cache_clear()
+    repositories._why_silent.cache_clear()
+    config = build(TINY | CONFIG | {"student": {"init": "owner/name"}})
+    found = only(students.check(config, "student"))
+    assert (found.what, found.level) == ("student.init", "unchecked")
+    preflight.refuse(config)
+    repositories._of_hub.cache_clear()
+    repositories._why_silent.cache_clear()
+
+
+def test_a_folder_that_is_missing_is_no_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    found = repositories.config_of("runs/base", None)
+    assert isinstance(found, Finding) and found.level == "error" and "no such folder" in found.text
+
+
+def test_baselines_are_checked_too(tmp_path):
+    bad = student_of(tmp_path, without("chat_template.jinja"))
+    baselines = {"bad": {"student.architecture": None, "student.tokenizer": None, "student.init": bad}}
+    found = preflight.check(build(TINY | {"run_dir": str(tmp_path), "baselines": baselines}))
+    assert [f.what for f in found if f.level == "error"] == ["baselines.bad"]
+
+
+def test_traces_that_rows_cannot_hold_are_a_warning():
+    traces = {"engine": "jax", "teacher": "demo", "max_tokens": 160}
+    found = list(students.check_texts(build(TINY | CONFIG | {"traces": traces}), "student"))
+    assert [(f.what, f.level) for f in found] == [("student", "ok"), ("data.overlong", "warning")]
+    dropped = TINY | CONFIG | {"traces": traces, "data": {"row_tokens": 160, "overlong": "drop"}}
+    assert levels(students.check_texts(build(dropped), "student")) == ["ok"]
+
+
+# -------------------------------------------------------------------------------------------------------- the rows
+
+
+def gold(rows, field="answer"):
+    section = ProblemsConfig(source="jsonl", path="p.jsonl", answer_field=field)
+    return only(problems.check_gold(rows, section, "problems"))
+
+
+def test_gold_answers_under_another_field():
+    rows = [{"problem": str(n), "solution": "Because.", "final_answer": n} for n in range(30)]
+    found = gold(rows)
+    assert found.level == "error"
+    assert "none of the first 30 rows has a gold answer under 'answer'" in found.text
+    assert "they have problem, solution, final_answer; set problems.answer_field: final_answer" in found.text
+    assert gold(rows, "final_answer").level == "ok"
+    assert gold([{"problem": "x", "answer": ""}] * 9).level == "warning"  # perhaps further down
+    assert gold([{"problem": "x", "answer": "1"}, {"problem": "y"}]).level == "warning"
+    assert "name the gold answers with" in gold([{"problem": "x"}]).text
+
+
+def test_the_first_rows_of_a_set_are_looked_at(tmp_path):
+    path = jsonl(tmp_path / "p.jsonl", [{"problem": str(n), "gold": str(n)} for n in range(500)])
+    for evaluated in (False, True):
+        sets = {"problems": {"source": "jsonl", "path": path}}
+        if evaluated:
+            sets = {"problems": TINY["problems"], "evaluate": {"problems": sets["problems"]}}
+        what = "evaluate.problems" if evaluated else "problems"
+        found = only(problems.check(build(TINY | CONFIG | {"evaluate": None} | sets)))
+        assert (found.what, found.level) == (f"{what}.answer_field", "error")
+        assert f"set {what}.answer_field: gold" in found.text
+    without = {"problems": {"source": "jsonl", "path": path}, "verify": {"answer": False}, "evaluate": None}
+    assert list(problems.check(build(TINY | CONFIG | without))) == []
+
+
+def test_a_set_that_cannot_be_read_is_for_the_stage_to_refuse(tmp_path):
+    (tmp_path / "p.jsonl").write_text("{no json\n")
+    config = build(
+        TINY | CONFIG | {"problems": {"source": "jsonl", "path": str(tmp_path / "p.jsonl")}, "evaluate": None}
+    )
+    assert levels(problems.check(config)) == ["unchecked"]
+
+
+def chat(text, **more):
+    return {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": text, **more}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "level", "words"),
+    [
+        (chat("<think>\nHm.\n</think>\n2"), "ok", "show their thinking"),
+        (chat("2", reasoning_content="Hm."), "ok", ""),
+        (chat("2", reasoning=[{"type": "text", "text": "Hm."}]), "ok", ""),
+        (chat([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "2"}]), "ok", ""),
+        ({"messages": json.dumps(chat("2", thinking="Hm.")["messages"])}, "ok", ""),
+        (chat("<scratchpad>Hm.</scratchpad>2"), "error", "set traces.think_tags: ['<scratchpad>', '</scratchpad>']"),
+        (chat("<|START_THINKING|>Hm.<|END_THINKING|>2"), "error", "['<|START_THINKING|>', '<|END_THINKING|>']"),
+        (chat("<my_thoughts>Hm.</my_thoughts>2"), "warning", ""),
+        (chat("It is 2."), "warning", "set verify.think: optional"),
+    ],
+)  # fmt: skip
+def test_thinking_of_imported_rows(row, level, words):
+    found = only(problems.check_thinking([row] * 20, IMPORT, required=True))
+    assert found.level == level
+    assert words in found.text
+    assert list(problems.check_thinking([row] * 20, IMPORT, required=False)) == []
+
+
+def test_rows_with_their_own_tags_are_well():
+    config = dataclasses.replace(IMPORT, think_tags=("<scratchpad>", "</scratchpad>"))
+    assert only(problems.check_thinking([chat("<scratchpad>a</scratchpad>2")] * 9, config, required=True)).level == "ok"
+
+
+def test_an_import_with_other_tags_is_refused_before_verify(tmp_path, capsys):
+    path = jsonl(tmp_path / "p.jsonl", [chat("<scratchpad>Hm.</scratchpad>2") | {"answer": "2"}] * 20)
+    more = {"problems": {"source": "messages", "path": path}, "evaluate": None}
+    assert cli.main(["generate", str(tiny_config(tmp_path, **more))]) == 1
+    assert "set traces.think_tags: ['<scratchpad>', '</scratchpad>']" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------- teacher and disk
+
+
+def test_a_teacher_that_is_not_there(tmp_path):
+    traces = {"engine": "jax", "teacher": str(tmp_path / "nowhere")}
+    assert only(teachers.check(build(TINY | CONFIG | {"traces": traces}))).level == "error"
+    served = {"engine": "server", "teacher": "gpt-7", "server": {"urls": ["http://127.0.0.1:1/v1"], "api": "chat"}}
+    assert list(teachers.check(build(TINY | CONFIG | {"traces": served}))) == []
+
+
+def test_a_server_of_others_wants_a_key(monkeypatch):
+    section = ServerConfig(urls=("https://api.example.com/v1",), api_key_env="MY_KEY")
+    monkeypatch.delenv("MY_KEY", raising=False)
+    assert "MY_KEY is not set" in only(teachers.check_key(section, "traces.server")).text
+    monkeypatch.setenv("MY_KEY", "x")
+    assert list(teachers.check_key(section, "traces.server")) == []
+    assert list(teachers.check_key(dataclasses.replace(section, urls=("http://host:1/v1",)), "")) == []
+
+
+def test_room_on_the_disk():
+    def level(*sizes):
+        return only(disk.compare(*sizes, "/here")).level
+
+    assert level(100, 10, 20) == "ok"
+    assert level(100, 90, 20) == "warning"
+    assert level(100, 0, 101) == "error"
+    assert level(100, None, 99) == "ok"
+    assert level(100, 10, None) == "unchecked"
+
+
+def test_a_run_that_cannot_fit_is_refused(tmp_path):
+    config = build(TINY | {"run_dir": str(tmp_path / "a" / "b")})
+    assert only(disk.check(config)).level == "ok"
+    huge = {"hidden_size": 1 << 20, "intermediate_size": 1 << 22, "num_hidden_layers": 100, "head_dim": 1 << 10}
+    student = TINY["student"] | {"architecture": TINY["student"]["architecture"] | huge}
+    with pytest.raises(ValueError, match=r"disk: .* GB are free at .*make room"):
+        preflight.refuse(build(TINY | {"run_dir": str(tmp_path), "student": student}))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral", "smollm3", "gemma3_text"])
+def test_parameters_are_those_of_the_model_within_a_percent(family):
+    import jax
+
+    shape = {"model_type": family, "vocab_size": 5000, "hidden_size": 512, "intermediate_size": 1600, "head_dim": 64,
+             "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2,
+             "tie_word_embeddings": family in ("smollm3", "gemma3_text")}  # fmt: skip
+    model = abstract_model(ModelConfig.from_hf(shape))
+    real = sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert disk.parameters(shape) == pytest.approx(real, rel=0.01)
+
+
+def test_problems_are_counted_by_the_size_of_their_file(tmp_path):
+    path = jsonl(tmp_path / "p.jsonl", [{"problem": "x" * (n % 7), "answer": "1"} for n in range(5000)])
+    section = ProblemsConfig(source="jsonl", path=path)
+    assert disk.problems_of(section) == pytest.approx(5000, rel=0.02)
+    assert disk.problems_of(dataclasses.replace(section, count=7)) == 7
+    assert disk.problems_of(dataclasses.replace(section, path=str(tmp_path / "no.jsonl"))) is None
+    (tmp_path / "p.parquet").write_bytes(b"no parquet")
+    assert disk.problems_of(dataclasses.replace(section, path=str(tmp_path / "p.parquet"))) is None
+
+
+def test_a_finished_generate_is_not_checked_again(tmp_path, capsys):
+    path = tiny_config(tmp_path)
+    assert cli.main(["generate", str(path)]) == 0
+    assert cli.main(["generate", str(path), "--set", "student.tokenizer=./nowhere"]) == 0
+    assert "done before" in capsys.readouterr().out
