@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdistill import hub
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.lora import LORA_A, LORA_B, Lora
 from jaxdistill.models.names import Entry, entries
@@ -93,6 +94,26 @@ def read_peft(folder: Path) -> tuple[Lora, str, str | None]:
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: r or lora_alpha is missing or no number ({error}).") from None
     return lora, str(base), config.get("revision")
+
+
+def fetch_base(folder: Path) -> Path:
+    """The folder of the checkpoint that adapters belong to.
+
+    Raises:
+      ValueError: it is not to be had, or has adapters itself.
+    """
+    _, name, revision = read_peft(folder)
+    where = f"{folder / CONFIG}: base_model_name_or_path is {name!r}"
+    try:
+        base = hub.fetch(name, revision)
+    except ValueError as error:
+        raise ValueError(
+            f"{where}, and the base cannot be had ({error}); write the base checkpoint's repository id, or its folder "
+            "as an absolute path, into it."
+        ) from None
+    if hub.is_adapter(base):
+        raise ValueError(f"{where}, which is an adapter itself; merge that one into its base with PEFT first.")
+    return base
 
 
 def read_adapter(folder: Path, config: ModelConfig, lora: Lora) -> dict[str, Any]:

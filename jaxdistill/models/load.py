@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxdistill import hub
-from jaxdistill.models.adapters import read_adapter, read_peft
+from jaxdistill.models.adapters import fetch_base, read_adapter, read_peft
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import AttentionOptions, Decoder
 from jaxdistill.models.lora import MATRICES, Lora, join_params, merged_params, split_params
@@ -173,8 +173,8 @@ def load_hf(
     _check_param_dtype(param_dtype)
     folder = hub.fetch(str(name), revision)
     if hub.is_adapter(folder):
-        lora, base, base_revision = read_peft(folder)
-        model = load_hf(base, mesh, rules, dtype, param_dtype=param_dtype, revision=base_revision, remat=remat)
+        lora, base = read_peft(folder)[0], fetch_base(folder)
+        model = load_hf(base, mesh, rules, dtype, param_dtype=param_dtype, remat=remat)
         adapted = with_lora(model, lora, seed=0, rules=rules)
         params, shardings = params_of(adapted), param_shardings(adapted.config, mesh, rules, lora)["layers"]
         for adapter, value in read_adapter(folder, adapted.config, lora).items():

@@ -51,7 +51,7 @@ def generate(config: RunConfig, run: RunDir) -> dict[str, Any]:
         retry_failed=config.traces.retry_failed,
     ) as journal:
         resumed = len(journal)
-        timings = _collect(config.traces, teacher, work, journal, run.traces / VLLM_LOG)
+        timings = _collect(config, teacher, work, journal, run.traces / VLLM_LOG)
         counts = _write_all(config.traces, teacher, work, journal, run.traces)
     return counts | {"resumed": resumed} | timings
 
@@ -121,8 +121,9 @@ def _header(config: TracesConfig, work: WorkList, revision: str) -> dict[str, An
 # ------------------------------------------------------------------------------------------------------- the samples
 
 
-def _collect(config: TracesConfig, teacher: Teacher, work: WorkList, journal: Journal, log: Path) -> dict[str, Any]:
+def _collect(run: RunConfig, teacher: Teacher, work: WorkList, journal: Journal, log: Path) -> dict[str, Any]:
     """Draws what the journal does not have yet. Gives the timings, which are about these samples alone."""
+    config = run.traces
     if len(journal):
         say(f"  {len(journal):,} of {len(work):,} samples are in the journal already")
     stop = tokenization.stop_ids(teacher.checkpoint, teacher.tokenizer) if teacher.tokenizer else []
@@ -152,6 +153,7 @@ def _collect(config: TracesConfig, teacher: Teacher, work: WorkList, journal: Jo
         log=log,
         ready=is_ready,
         executor=engines.executor_of(config, teacher.revision),
+        check=run.student.check,
     )
     done, tokens, ended = len(journal), 0, Counter()
     with contextlib.closing(completions), bar("traces", len(work), done=done) as update:
@@ -278,7 +280,7 @@ def _import(config: RunConfig, problems: list[Problem], run: RunDir) -> dict[str
     if config.traces.logprobs:
         asked = [problem for problem in problems if problem.id in with_one]
         teacher = find_teacher(config.traces)
-        names = {"journal": JOURNAL, "log": VLLM_LOG}
+        more = {"journal": JOURNAL, "log": VLLM_LOG, "check": config.student.check}
         origin = origin_of(config.traces, teacher)
-        traces = scoring.score(config.traces, teacher.checkpoint, origin, asked, read, run.traces, **names)
+        traces = scoring.score(config.traces, teacher.checkpoint, origin, asked, read, run.traces, **more)
     return write_traces(run.traces, traces, without_solution=len(problems) - len(with_one))
