@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 DEMO = "demo"
-ADAPTER = "adapter_config.json"
-"""PEFT's, beside the weights of adapters."""
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's."""
 SHAPE = "model.json"
 """Beside the checkpoints of a training: the model's shape, in Hugging Face's names."""
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
@@ -45,11 +45,16 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
     needed = ["tokenizer.json"] if not weights else [] if is_adapter(folder) else ["config.json"]
     for file in needed:
         if not (folder / file).is_file():
+            if weights and (folder / ADAPTER_WEIGHTS).is_file():
+                raise ValueError(
+                    f"{folder}: the weights of adapters and no {ADAPTER}, which says what they are and of which base; "
+                    "copy it from where they were trained, or save them again with PEFT."
+                )
             raise ValueError(
                 f"{folder}: no {file}; it is not a Hugging Face checkpoint"
                 + (" with a fast tokenizer." if not weights else ".")
             )
-    if weights and not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob(ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors")):
         raise ValueError(_no_weights(folder, downloaded=folder != Path(name) and name != DEMO))
     return folder
 
@@ -57,6 +62,7 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds adapters in PEFT's format, and no whole model beside them."""
     whole = any(not file.name.startswith("adapter_") for file in folder.glob("*.safetensors"))
+    whole |= any(folder.glob("pytorch_model*.bin"))  # others, such as training_args.bin, are left by trainers
     return (folder / ADAPTER).is_file() and not ((folder / "config.json").is_file() and whole)
 
 
@@ -70,8 +76,11 @@ def _no_weights(folder: Path, *, downloaded: bool) -> str:
     convert = "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)"
     others = sorted(f.name for f in folder.iterdir() if f.suffix in OTHER_WEIGHTS)
     if is_adapter(folder):
+        others = [name for name in others if name.startswith("adapter_")]
         found = (
-            f"its weights are {others[0]}, and only safetensors are read" if others else "an adapter without weights"
+            f"its weights are {others[0]}, and only safetensors are read"
+            if others
+            else f"an adapter without weights ({ADAPTER_WEIGHTS})"
         )
         return f"{folder}: {found}; save it again with PEFT: PeftModel.from_pretrained(...).save_pretrained(FOLDER)."
     if others:

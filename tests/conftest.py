@@ -53,10 +53,11 @@ hypothesis.settings.load_profile("jaxdistill")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if CACHE in os.environ:  # a worker of pytest-xdist has its parent's
-        return
-    folder = os.environ[CACHE] = tempfile.mkdtemp(prefix="jaxdistill-compiled-")
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    if CACHE not in os.environ:  # a worker of pytest-xdist has its parent's
+        folder = os.environ[CACHE] = tempfile.mkdtemp(prefix="jaxdistill-compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    # what has been compared with transformers is remembered there, and not in the home of who runs the tests
+    os.environ["XDG_CACHE_HOME"] = os.environ[CACHE]
 
 
 @pytest.fixture(autouse=True, scope="module")

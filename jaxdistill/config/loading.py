@@ -75,6 +75,7 @@ _WITHOUT_EFFECT = {
     "DataConfig": {"workers"},
     "VerifyConfig": {"workers", "executor", "ray"},
     "JudgeConfig": {"batch"},
+    "StudentConfig": {"check"},
     "TracesConfig": {"batch", "retry_failed", "executor", "ray"},
     "ServerConfig": {
         "urls",

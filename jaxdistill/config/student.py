@@ -56,6 +56,9 @@ class StudentConfig:
     """Size of the vocabulary that `tokenizer: train` makes."""
     lora: LoraConfig | None = None
     """Train adapters instead of the whole model."""
+    check: bool = True
+    """Before anything is learned from a checkpoint that JAX reads, be it `init` or a teacher, compare its logits with
+    what transformers computes from the same folder; once for every content. False: take it as it is read."""
 
     def __post_init__(self):
         require(

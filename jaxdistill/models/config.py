@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdistill.models.rope import Rope
-
-GLOBAL, SLIDING = "full_attention", "sliding_attention"
+from jaxdistill.models.refusals import GLOBAL, SLIDING, check_keys, is_count, is_number
+from jaxdistill.models.rope import Rope, read_rope, read_ropes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,17 +25,19 @@ class Family:
     activation: str = "silu"
     head_dim: int | None = None
     """None: width / heads."""
+    kv_heads: int | None = None
+    """None: as many as query heads, as where a config says null."""
     theta: float = 10000.0
     tied: bool = False
     max_positions: int = 32768
 
 
 FAMILIES: Mapping[str, Family] = {
-    "qwen2": Family(architecture="Qwen2ForCausalLM", qkv_bias=True),
-    "qwen3": Family(architecture="Qwen3ForCausalLM", qk_norm=True, head_dim=128),
+    "qwen2": Family(architecture="Qwen2ForCausalLM", qkv_bias=True, kv_heads=32),
+    "qwen3": Family(architecture="Qwen3ForCausalLM", qk_norm=True, head_dim=128, kv_heads=32),
     "llama": Family(architecture="LlamaForCausalLM", max_positions=2048),
-    "mistral": Family(architecture="MistralForCausalLM", max_positions=131072),
-    "smollm3": Family(architecture="SmolLM3ForCausalLM", theta=2e6, tied=True),
+    "mistral": Family(architecture="MistralForCausalLM", max_positions=131072, kv_heads=8),
+    "smollm3": Family(architecture="SmolLM3ForCausalLM", theta=2e6, tied=True, kv_heads=4),
     "gemma3_text": Family(
         architecture="Gemma3ForCausalLM",
         qk_norm=True,
@@ -45,22 +46,12 @@ FAMILIES: Mapping[str, Family] = {
         scaled_embedding=True,
         activation="gelu_pytorch_tanh",
         head_dim=256,
+        kv_heads=4,
         theta=1e6,
         tied=True,
         max_positions=131072,
     ),
 }
-
-# keys that change the numbers, and the only value of each that is computed here
-_ONLY = {
-    "mlp_bias": False,
-    "pretraining_tp": 1,
-    "attention_dropout": 0.0,
-    "quantization_config": None,
-    "attn_logit_softcapping": None,  # transformers' Gemma 3 reads it and does not apply it
-    "use_bidirectional_attention": False,
-}
-_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,14 +118,7 @@ class ModelConfig:
             raise ValueError(
                 f"{where}: activation {activation!r} is not supported (only {family.activation!r} in {model_type})."
             )
-        for key, only in _ONLY.items():
-            if config.get(key, only) not in (only, None):
-                raise ValueError(
-                    f"{where}: {key}={config[key]!r} is not supported (only {only!r}); the logits would be wrong."
-                )
-        missing = [key for key in _REQUIRED if config.get(key) is None]
-        if missing:
-            raise ValueError(f"{where}: no {', '.join(missing)}; it is not a complete {model_type} config.")
+        check_keys(config, model_type, family.architecture, where)
         heads = config["num_attention_heads"]
         head_dim = config.get("head_dim") or family.head_dim or config["hidden_size"] // heads
         made = cls(
@@ -143,13 +127,13 @@ class ModelConfig:
             hidden_size=config["hidden_size"],
             intermediate_size=config["intermediate_size"],
             num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
+            num_kv_heads=config.get("num_key_value_heads", family.kv_heads) or heads,
             head_dim=head_dim,
             rms_norm_eps=config.get("rms_norm_eps", 1e-6),
             max_position_embeddings=config.get("max_position_embeddings") or family.max_positions,
             tie_embeddings=config.get("tie_word_embeddings", family.tied),
             kinds=_kinds(model_type, config, where),
-            query_scale=(config.get("query_pre_attn_scalar", 256) if model_type == "gemma3_text" else head_dim) ** -0.5,
+            query_scale=(_query_scalar(config, where) if model_type == "gemma3_text" else head_dim) ** -0.5,
             attention_bias=model_type != "qwen2" and bool(config.get("attention_bias")),
             final_softcap=config.get("final_logit_softcapping") if model_type == "gemma3_text" else None,
         )
@@ -245,53 +229,63 @@ class ModelConfig:
         }
 
 
+def _query_scalar(config: Mapping[str, Any], where: str) -> float:
+    found = config.get("query_pre_attn_scalar", 256)
+    if not is_number(found) or found <= 0:
+        raise ValueError(f"{where}: query_pre_attn_scalar is {found!r}; it has to be a number above 0.")
+    return found
+
+
 def _kinds(model_type: str, config: Mapping[str, Any], where: str) -> tuple[LayerKind, ...]:
     """Window and positions of every layer."""
     count = config["num_hidden_layers"]
     windows = _windows(model_type, config, where)
     family = FAMILIES[model_type]
-    given = config.get("rope_parameters") or {}
-    theta = float(config.get("rope_theta") or family.theta)
-    positions = config.get("original_max_position_embeddings") or (
-        config.get("max_position_embeddings") or family.max_positions
-    )
+    positions = config.get("max_position_embeddings") or family.max_positions
     if model_type == "gemma3_text":
-        wide = given.get(GLOBAL) or config.get("rope_scaling") or {}
-        near = given.get(SLIDING) or {}
-        local = Rope.from_hf(near, float(config.get("rope_local_base_freq") or 10000.0), positions, where)
-        rope = Rope.from_hf(wide, theta, positions, where)
+        rope, local = read_ropes(config, family.theta, positions, where)
         return tuple(LayerKind(window=w, rope=local if w else rope) for w in windows)
-    rope = Rope.from_hf(given or config.get("rope_scaling") or {}, theta, positions, where)
+    rope = read_rope(config, family.theta, positions, where)
     with_rope = [1] * count
     if model_type == "smollm3":
-        every = config.get("no_rope_layer_interval") or 4
-        with_rope = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
-        if len(with_rope) < count:
-            raise ValueError(f"{where}: no_rope_layers names {len(with_rope)} of {count} layers.")
+        with_rope = _with_rope(config, where)
     return tuple(LayerKind(window=w, rope=rope if r else None) for w, r in zip(windows, with_rope, strict=False))
+
+
+def _with_rope(config: Mapping[str, Any], where: str) -> list[int]:
+    """SmolLM3: 1 for a layer with positions, 0 for one without; there may be more of them than layers."""
+    count, every = config["num_hidden_layers"], config.get("no_rope_layer_interval", 4)
+    found = config.get("no_rope_layers")
+    if found is None:
+        if not is_count(every):
+            raise ValueError(f"{where}: no_rope_layer_interval is {every!r}; it has to be a whole number above 0.")
+        return [int((i + 1) % every != 0) for i in range(count)]
+    if len(found) < count:
+        raise ValueError(f"{where}: no_rope_layers names {len(found)} of {count} layers.")
+    return found
 
 
 def _windows(model_type: str, config: Mapping[str, Any], where: str) -> list[int | None]:
     """Sliding window of every layer, as transformers derives it."""
-    count, window = config["num_hidden_layers"], config.get("sliding_window")
-    types: list[str] | None = config.get("layer_types")
+    count = config["num_hidden_layers"]
+    window: int | None = config.get("sliding_window", None if model_type == "smollm3" else 4096)
+    given: list[str] | None = config.get("layer_types")
     if model_type == "llama":
         return [None] * count
-    if model_type == "mistral":
-        return [config.get("sliding_window", 4096)] * count
     if model_type == "gemma3_text":
-        window = 4096 if window is None else window
-        every = config.get("sliding_window_pattern") or 6
-        types = types or [SLIDING if (i + 1) % every else GLOBAL for i in range(count)]
-    elif not config.get("use_sliding_window"):
+        every = config.get("sliding_window_pattern", 6)
+        if given is None and not is_count(every):
+            raise ValueError(f"{where}: sliding_window_pattern is {every!r}; it has to be a whole number above 0.")
+        types = given or [SLIDING if (i + 1) % every else GLOBAL for i in range(count)]
+    elif model_type != "mistral" and not config.get("use_sliding_window"):
         return [None] * count
+    elif model_type == "mistral":
+        types = [SLIDING] * count
     elif model_type == "smollm3":
-        every = config.get("no_rope_layer_interval") or 4
-        with_rope = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(count)]
-        types = types or [GLOBAL if r else SLIDING for r in with_rope]
+        types = given or [GLOBAL if r else SLIDING for r in _with_rope(config, where)[:count]]
     else:
         leading = config.get("max_window_layers", 28)
-        types = types or [SLIDING if i >= leading else GLOBAL for i in range(count)]
-    if len(types) != count or set(types) - {GLOBAL, SLIDING}:
-        raise ValueError(f"{where}: layer_types must name {GLOBAL!r} or {SLIDING!r} for each of {count} layers.")
+        types = given or [SLIDING if i >= leading else GLOBAL for i in range(count)]
+    if SLIDING in types and not (is_count(window) or (window is None and model_type != "gemma3_text")):
+        raise ValueError(f"{where}: sliding_window is {window!r}; it has to be a whole number above 0.")
     return [window if t == SLIDING else None for t in types]

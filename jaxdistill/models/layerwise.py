@@ -25,10 +25,11 @@ from jaxdistill.models.attention import attention
 from jaxdistill.models.config import LayerKind, ModelConfig
 from jaxdistill.models.decoder import Decoder
 from jaxdistill.models.layer import run_layer
-from jaxdistill.models.load import check_tensors
+from jaxdistill.models.load import param_shapes
 from jaxdistill.models.lora import Lora
 from jaxdistill.models.names import Entry, entries
 from jaxdistill.models.quantize import dense
+from jaxdistill.models.tensor_checks import check_tensors
 from jaxdistill.models.tensor_files import open_tensors
 
 KEPT = 8
@@ -220,7 +221,7 @@ class FromFiles(Source):
         """
         config = ModelConfig.from_hf(hub.read_config(folder), f"{folder}/config.json")
         self._tensors, self._adapters = open_tensors(folder), adapters or {}
-        check_tensors(self._tensors, config, folder)
+        check_tensors(self._tensors, param_shapes(config), config, folder)
         self.how = How(config, lora)
         self._entries = {entry.path: entry for entry in entries(config)}
 

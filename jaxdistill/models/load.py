@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxdistill import hub
-from jaxdistill.models.adapters import read_adapter, read_peft
+from jaxdistill.models.adapters import fetch_base, read_adapter, read_peft
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import AttentionOptions, Decoder
 from jaxdistill.models.lora import MATRICES, Lora, join_params, merged_params, split_params
-from jaxdistill.models.names import EMBEDDING, HEAD, Entry, entries
+from jaxdistill.models.names import Entry, entries
 from jaxdistill.models.quantize import QTYPES, quantize
-from jaxdistill.models.tensor_files import BLOCK, FLOATS, Tensor, open_tensors
+from jaxdistill.models.tensor_checks import check_tensors
+from jaxdistill.models.tensor_files import Tensor, open_tensors
 from jaxdistill.parallel import mesh as meshes
 
 
@@ -173,8 +173,8 @@ def load_hf(
     _check_param_dtype(param_dtype)
     folder = hub.fetch(str(name), revision)
     if hub.is_adapter(folder):
-        lora, base, base_revision = read_peft(folder)
-        model = load_hf(base, mesh, rules, dtype, param_dtype=param_dtype, revision=base_revision, remat=remat)
+        lora, base = read_peft(folder)[0], fetch_base(folder)
+        model = load_hf(base, mesh, rules, dtype, param_dtype=param_dtype, remat=remat)
         adapted = with_lora(model, lora, seed=0, rules=rules)
         params, shardings = params_of(adapted), param_shardings(adapted.config, mesh, rules, lora)["layers"]
         for adapter, value in read_adapter(folder, adapted.config, lora).items():
@@ -187,10 +187,8 @@ def load_hf(
         return merge_lora(with_params(adapted, params))
     config = ModelConfig.from_hf(hub.read_config(folder), f"{folder}/config.json")
     shardings = param_shardings(config, mesh, rules)
-    abstract = params_of(abstract_model(config))
-    tensors = open_tensors(folder)
-    shapes = {e.path: get(abstract, e.path).shape for e in entries(config)}
-    check_tensors(tensors, config, folder)
+    tensors, shapes = open_tensors(folder), param_shapes(config)
+    check_tensors(tensors, shapes, config, folder)
     first = _array_dtype(param_dtype)
     flat = {
         e.path: stored(
@@ -201,56 +199,10 @@ def load_hf(
     return with_params(abstract_model(config, dtype=dtype, remat=remat, mesh=mesh), unflatten(flat))
 
 
-def check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, folder: Path) -> None:
-    """Raises ValueError unless the checkpoint holds exactly the model's tensors, before any of them is loaded."""
-    expected: dict[str, tuple[int, ...]] = {}
+def param_shapes(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of every parameter, by its path."""
     abstract = params_of(abstract_model(config))
-    for entry in entries(config):
-        shape = get(abstract, entry.path).shape[1 if entry.stacked else 0 :]
-        expected |= dict.fromkeys(entry.hf_names(config), shape[::-1] if entry.transposed else shape)
-    missing = [name for name in expected if name not in tensors]
-    if missing:
-        raise ValueError(
-            f"{folder}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)} are); "
-            "the checkpoint is not complete, download or export it again."
-        )
-    for name, shape in expected.items():
-        found = tensors[name]
-        if found.dtype not in FLOATS:
-            raise ValueError(
-                f"{found.file}: tensor {name} is {found.dtype}, and weights must be {'/'.join(FLOATS)}; "
-                "take the checkpoint that is not quantized."
-            )
-        if found.shape != shape:
-            raise ValueError(
-                f"{found.file}: tensor {name} has shape {list(found.shape)}, and config.json asks for {list(shape)}; "
-                "the two are not of one model."
-            )
-    # tied checkpoints may repeat the embedding; old ones hold the rotary frequencies, which follow from the config
-    extra = sorted(n for n in set(tensors) - set(expected) - {HEAD} if not n.endswith("rotary_emb.inv_freq"))
-    if extra:
-        raise ValueError(
-            f"{tensors[extra[0]].file}: tensor {extra[0]} ({len(extra)} such in all) has no place in a "
-            f"{config.model_type} model and would be ignored; config.json is of another model."
-        )
-    if config.tie_embeddings and HEAD in tensors and not _same(tensors[HEAD], tensors[EMBEDDING]):
-        raise ValueError(
-            f"{tensors[HEAD].file}: {HEAD} differs from {EMBEDDING}, and config.json says tie_word_embeddings: true; "
-            "some programs would use the one and some the other. Set it to false if the model has a head of its own, "
-            f"or take {HEAD} out of the file."
-        )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers; memory beside them stays below two blocks."""
-    if a.shape != b.shape:
-        return False
-    at_once = max(1, BLOCK // (4 * math.prod(a.shape[1:])))
-    return all(
-        np.array_equal(a.read(rows).astype(np.float32), b.read(rows).astype(np.float32))
-        for start in range(0, a.shape[0], at_once)
-        for rows in [(slice(start, start + at_once), *[slice(None)] * len(a.shape[1:]))]
-    )
+    return {entry.path: get(abstract, entry.path).shape for entry in entries(config)}
 
 
 def _load_entry(

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdistill.hub import SHAPE
+from jaxdistill.parallel import processes
 
 
 def read_shape(folder: Path) -> dict[str, Any]:
@@ -48,6 +50,12 @@ def saved_steps(folder: Path) -> list[int]:
     if not steps:
         raise ValueError(f"{folder}: no checkpoint; run `jaxdistill train` first.")
     return steps
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a training has left checkpoints in `folder`, as the first process sees it; all processes call this."""
+    here = folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    return bool(processes.from_first(np.array(here)))
 
 
 def load_params(folder: Path, params: Any, shardings: Any, step: int | None = None) -> tuple[int, Any]:

@@ -10,26 +10,20 @@ Dimension key: B rows, T tokens, N kept positions, E width, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import os
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from jaxdistill import __version__, hub, progress
-from jaxdistill.models.adapters import read_adapter, read_peft
+from jaxdistill import hub
+from jaxdistill.models.adapters import fetch_base, read_adapter, read_peft
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import Decoder
 from jaxdistill.models.layerwise import FromFiles, FromModel, Outputs, forward, host_layers
 from jaxdistill.models.lora import Lora, is_adapter
 from jaxdistill.parallel import processes
-from jaxdistill.records import atomic_file
 
 TOLERANCE = 1e-4
 """Of the largest number on transformers' side: what fp32 sums in another order may differ by."""
@@ -88,13 +82,25 @@ def compare_with_transformers(model: Decoder, folder: Path | None, *, dtype: str
 def compare_files(folder: Path) -> Comparison:
     """Compares what we and transformers compute from the files of a folder: a whole model, or adapters on their base.
 
-    Beside the activations of a few tokens, memory holds one layer.
+    Beside the activations of a few tokens, memory holds one layer. Every process may call this: the first one computes.
 
     Raises:
       ValueError: as `load_hf`, or transformers does not load it.
     """
+    if jax.process_count() == 1:
+        return _compare_files(folder)
+    config = ModelConfig.from_hf(hub.read_config(base_of(folder)), str(folder))
+    return _told(lambda: _compare_files(folder), config)
+
+
+def base_of(folder: Path) -> Path:
+    """The folder itself, or the one that its adapters belong to."""
+    return fetch_base(folder) if hub.is_adapter(folder) else folder
+
+
+def _compare_files(folder: Path) -> Comparison:
     if hub.is_adapter(folder):
-        lora, base = read_peft(folder)[0], _base_of(folder)
+        lora, base = read_peft(folder)[0], base_of(folder)
         config = ModelConfig.from_hf(hub.read_config(base), f"{base}/config.json")
         adapters = {name: np.asarray(x) for name, x in read_adapter(folder, config, lora).items()}
         return _compare_adapters(folder, token_ids(config), lora, adapters)
@@ -126,7 +132,7 @@ def _compare(ours: Outputs, folder: Path, ids_BT: np.ndarray) -> Comparison:
 
 
 def _compare_adapters(folder: Path, ids_BT: np.ndarray, lora: Lora, adapters: Mapping[str, np.ndarray]) -> Comparison:
-    return _compare(forward(FromFiles(_base_of(folder), lora, adapters), ids_BT), folder, ids_BT)
+    return _compare(forward(FromFiles(base_of(folder), lora, adapters), ids_BT), folder, ids_BT)
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
@@ -151,87 +157,3 @@ def _told(compare: processes.Step[Comparison], config: ModelConfig) -> Compariso
         pairs[:] = [(found.max_difference, found.logit_scale), *found.states]
     (difference, scale), *states = processes.tell(pairs).tolist()
     return Comparison(difference, scale, tuple((d, s) for d, s in states))
-
-
-# ----------------------------------------------------------------------------------- a model that is started from
-
-
-def check_start(folder: Path, model: Decoder | None = None, *, seen: Path | None = None) -> Comparison | None:
-    """Compares a checkpoint with transformers before anything is trained from it, once for every content.
-
-    Every process calls this, and the folder is seen by all. What agreed is remembered by the files' names, sizes and
-    times, and by the versions and the code that computed it.
-
-    Args:
-      model: what `load_hf` made of the folder, which is computed where it lies: exact parameters, in fp32 or as they
-        are in the files. None: the files are computed, layer by layer, in the first process.
-      seen: the file that remembers; `checked.json` in the user's cache folder if absent.
-    Returns:
-      What was found; None if it was compared before.
-    Raises:
-      ValueError: in every process: they differ, or transformers does not load it.
-    """
-    seen = seen or _cache_folder() / "checked.json"
-    mark = _fingerprint(folder)
-    known = processes.by_first(lambda: mark in _read_seen(seen))
-    if jax.process_count() > 1:
-        known = bool(processes.tell(np.array(bool(known))))
-    if known:
-        return None
-    if model is None:
-        config = ModelConfig.from_hf(hub.read_config(_base_of(folder)), str(folder))
-        found = _told(lambda: compare_files(folder), config)
-    else:
-        found = compare_with_transformers(model, folder)
-    if not found.agrees:
-        raise ValueError(
-            f"{folder}: {found}: it is another model here than there, and training would start from it; look for what "
-            "its config.json says twice or in an unusual way, or set student.check: false if you know why."
-        )
-    processes.by_first(lambda: _remember(seen, mark, folder, found))
-    return found
-
-
-def _base_of(folder: Path) -> Path:
-    """The folder itself, or the one that its adapters belong to."""
-    if not hub.is_adapter(folder):
-        return folder
-    _, name, revision = read_peft(folder)
-    return hub.fetch(name, revision)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdistill"
-
-
-def _fingerprint(folder: Path) -> str:
-    """Of a checkpoint's files, and of what computes with them here."""
-    digest = hashlib.sha256()
-    versions = [f"{name} {metadata.version(name)}" for name in ("jax", "transformers")]
-    digest.update(repr((__version__, versions, jax.default_backend())).encode())
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
-    for place in dict.fromkeys((folder, _base_of(folder))):
-        for file in sorted([*place.glob("*.safetensors"), *place.glob("*.json")]):
-            known = file.stat()
-            digest.update(repr((str(file.resolve()), known.st_size, known.st_mtime_ns)).encode())
-    return digest.hexdigest()[:32]
-
-
-def _read_seen(seen: Path) -> dict[str, Any]:
-    """Empty if there is none, or it is broken: then it is compared again."""
-    try:
-        found = json.loads(seen.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _remember(seen: Path, mark: str, folder: Path, found: Comparison) -> None:
-    entry = {"folder": str(folder), "max_difference": found.max_difference, "logit_scale": found.logit_scale}
-    try:
-        seen.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(seen) as temporary:
-            temporary.write_text(json.dumps(_read_seen(seen) | {mark: entry}, indent=1) + "\n")
-    except OSError as error:  # a home that cannot be written costs another comparison, nothing else
-        progress.say(f"  {seen}: {error.strerror or error}; {folder} will be compared with transformers again")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill import hub
-from jaxdistill.models.adapters import WEIGHTS, read_peft
+from jaxdistill.models.adapters import WEIGHTS, fetch_base
 from jaxdistill.models.layerwise import HEAD_ROWS, KEPT, Outputs
 from jaxdistill.models.names import HEAD
 from jaxdistill.models.tensor_files import Tensor, open_tensors, read_header
@@ -30,10 +30,7 @@ def reference(folder: Path, ids_BT: np.ndarray) -> Outputs:
         parameters that the files do not hold.
     """
     torch = _import("torch", folder)
-    base = folder
-    if hub.is_adapter(folder):
-        _, name, revision = read_peft(folder)
-        base = hub.fetch(name, revision)
+    base = fetch_base(folder) if hub.is_adapter(folder) else folder
     model = _made(base, torch)
     tensors = open_tensors(base)
     _feed(model, tensors, base, torch)

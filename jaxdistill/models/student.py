@@ -15,13 +15,13 @@ from jaxdistill.models.decoder import Decoder
 from jaxdistill.models.load import (
     abstract_model,
     init_model,
-    load_hf,
     param_shardings,
     params_of,
     with_lora,
     with_params,
 )
 from jaxdistill.models.lora import Lora
+from jaxdistill.models.start import load_checked
 
 
 def student_shape(student: StudentConfig, vocabulary: int, row_tokens: int) -> ModelConfig:
@@ -65,14 +65,22 @@ def lora_of(student: StudentConfig) -> Lora | None:
     return None if c is None else Lora.of(c.rank, c.alpha, c.dropout, c.targets)
 
 
-def start_student(student: StudentConfig, shape: ModelConfig, seed: int, mesh: Mesh | None) -> Decoder:
-    """Parameters before the first step, sharded; the same for the same config and seed, on any mesh."""
+def start_student(
+    student: StudentConfig, shape: ModelConfig, seed: int, mesh: Mesh | None, *, check: bool = False
+) -> Decoder:
+    """Parameters before the first step, sharded; the same for the same config and seed, on any mesh.
+
+    Args:
+      check: compare a Hugging Face checkpoint with transformers first, see `start.check_start`.
+    Raises:
+      ValueError: as `load_hf` and `check_start`.
+    """
     lora = lora_of(student)
     base: Any = student.lora.base_dtype if student.lora else "float32"
     if student.init is not None and hub.is_checkpoints(student.init):
         model = _from_checkpoints(Path(student.init), shape, mesh, base)
     elif student.init is not None:
-        model = load_hf(student.init, mesh, revision=student.revision, param_dtype=base)
+        model = load_checked(student.init, mesh, check=check, revision=student.revision, param_dtype=base)
     else:
         model = init_model(shape, seed, mesh=mesh, param_dtype=base)
     return model if lora is None else with_lora(model, lora, seed)

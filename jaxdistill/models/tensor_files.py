@@ -88,19 +88,25 @@ class Tensor:
 def open_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, by name; headers are read, data is not.
 
-    `model.safetensors` is taken if it is there, then the files that the index names, then all safetensors files.
+    Those of the files that the index names; without one of `model.safetensors`, or else of all safetensors files.
     Raises:
-      ValueError: a file that is missing or not whole, a broken index, or a tensor that is not where the index says.
+      ValueError: a file that is missing or not whole, a broken index, a tensor that is not where the index says, or
+        `model.safetensors` beside an index of other files.
     """
     weight_map: dict[str, str] = {}
-    if (folder / SINGLE).is_file():
-        files = [SINGLE]
-    elif (folder / INDEX).is_file():
+    if (folder / INDEX).is_file():
         weight_map = read_index(folder / INDEX)
         files = sorted(set(weight_map.values()))
+        if (folder / SINGLE).is_file() and SINGLE not in files:
+            raise ValueError(
+                f"{folder}: {SINGLE}, and beside it {INDEX}, which names {files[0]} instead; transformers takes the "
+                "first, and others what the index names. Remove the one that is not meant."
+            )
         for name in files:
             if not (folder / name).is_file():
                 raise ValueError(f"{folder}: no {name}, which {INDEX} names; download the checkpoint again.")
+    elif (folder / SINGLE).is_file():
+        files = [SINGLE]
     else:
         files = sorted(file.name for file in folder.glob("*.safetensors"))
     found: dict[str, Tensor] = {}

@@ -57,7 +57,7 @@ def generate(config: RunConfig, run: RunDir) -> dict[str, Any]:
         retry_failed=config.traces.retry_failed,
     ) as journal:
         resumed = len(journal)
-        timings = _collect(config.traces, teacher, work, journal, run.traces / VLLM_LOG)
+        timings = _collect(config, teacher, work, journal, run.traces / VLLM_LOG)
         if not journal.answered:
             engines.check_answered(journal.failures(), 0, config.traces.asked_server)
         counts = _write_all(config.traces, teacher, work, journal, run.traces)
@@ -136,8 +136,9 @@ def _header(config: TracesConfig, work: WorkList, revision: str) -> dict[str, An
 # ------------------------------------------------------------------------------------------------------- the samples
 
 
-def _collect(config: TracesConfig, teacher: Teacher, work: WorkList, journal: Journal, log: Path) -> dict[str, Any]:
+def _collect(run: RunConfig, teacher: Teacher, work: WorkList, journal: Journal, log: Path) -> dict[str, Any]:
     """Draws what the journal does not have yet. Gives the timings, which are about these samples alone."""
+    config = run.traces
     if len(journal):
         say(f"  {len(journal):,} of {len(work):,} samples are in the journal already")
     stop = tokenization.stop_ids(teacher.checkpoint, teacher.tokenizer) if teacher.tokenizer else []
@@ -167,6 +168,7 @@ def _collect(config: TracesConfig, teacher: Teacher, work: WorkList, journal: Jo
         log=log,
         ready=is_ready,
         executor=engines.executor_of(config, teacher.revision),
+        check=run.student.check,
     )
     done, tokens, ended = len(journal), 0, Counter()
     with contextlib.closing(completions), bar("traces", len(work), done=done) as update:
@@ -293,9 +295,9 @@ def _import(config: RunConfig, run: RunDir) -> dict[str, Any]:
         if not asked:
             raise ValueError(NO_SOLUTION.format(count=count_records(run.problems)))
         teacher = find_teacher(config.traces, run.first_day())
-        names = {"journal": JOURNAL, "log": VLLM_LOG}
+        more = {"journal": JOURNAL, "log": VLLM_LOG, "check": config.student.check}
         origin = origin_of(config.traces, teacher)
-        traces = scoring.score(config.traces, teacher.checkpoint, origin, asked, read, run.traces, **names)
+        traces = scoring.score(config.traces, teacher.checkpoint, origin, asked, read, run.traces, **more)
     counts = write_traces(run.traces, traces)
     return counts | {"without_solution": count_records(run.problems) - with_one}
 

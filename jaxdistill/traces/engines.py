@@ -107,6 +107,8 @@ class Executor:
     """The revision to fetch."""
     revision: str
     """What `hub.revision_of` says of it here; empty if it is not here."""
+    check: bool = False
+    """See `generate`."""
 
 
 def executor_of(config: TracesConfig, revision: str) -> Executor | None:
@@ -129,6 +131,7 @@ def generate(
     log: Path | None = None,
     ready: Callable[[], None] = lambda: None,
     executor: Executor | None = None,
+    check: bool = False,
 ) -> Generator[Completion, None, None]:
     """Draws every request's sample; yields completions as they finish, in any order, each request exactly once.
 
@@ -143,6 +146,7 @@ def generate(
       log: where an engine with a process of its own keeps that process's output; a temporary file if absent.
       ready: called once, when the model is loaded and the first batch begins.
       executor: a Ray cluster to work on, for the engines `vllm` and `jax`; this machine if absent.
+      check: compare a checkpoint that the engine `jax` reads with transformers first, see `start.check_start`.
     Raises:
       ValueError: a request does not fit into the model's context, or the engine cannot run this checkpoint.
     """
@@ -159,15 +163,30 @@ def generate(
         if requests and executor is not None:
             from jaxdistill.traces import ray_engine
 
+            on = dataclasses.replace(executor, check=check)
             yield from ray_engine.generate(
-                engine, requests, sampling, vllm=vllm, batch=batch, log=log, ready=ready, executor=executor
+                engine, requests, sampling, vllm=vllm, batch=batch, log=log, ready=ready, executor=on
             )
         elif requests:
+            if check:
+                check_checkpoint(engine, checkpoint)
             yield from ENGINES[engine](
                 checkpoint, requests, sampling, vllm=vllm, batch=batch, log=log, ready=ready, **options
             )
 
     return run()
+
+
+def check_checkpoint(engine: str, checkpoint: Path) -> None:
+    """Compares what the engine `jax` would read with transformers; other engines read checkpoints in their own way.
+
+    Raises:
+      ValueError: they differ, see `start.check_start`.
+    """
+    if engine == "jax":
+        from jaxdistill.models.start import check_start
+
+        check_start(checkpoint)
 
 
 def check_context(requests: Collection[Request], max_tokens: int, context: int | None) -> None:

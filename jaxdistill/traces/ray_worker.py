@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxdistill import hub
 from jaxdistill.config import VLLMConfig
-from jaxdistill.traces.engines import Completion, Executor, Request, Sampling, Session
+from jaxdistill.traces.engines import Completion, Executor, Request, Sampling, Session, check_checkpoint
 
 HOLD_SECONDS = 0.2
 """What ends meanwhile comes in one piece: the messages of many workers would otherwise keep the driver busy."""
@@ -55,6 +55,8 @@ class EngineWorker:
                 f"{checkpoint} is {here} there, but {executor.revision} where the run was begun; "
                 "give every node the same checkpoint."
             )
+        if executor.check:
+            check_checkpoint(job.engine, checkpoint)
         self._session = SESSIONS[job.engine](
             checkpoint, job.sampling, vllm=job.vllm, batch=job.batch, log=self._log(), longest=job.longest
         )

@@ -64,6 +64,7 @@ def score(
     *,
     journal: str,
     log: str,
+    check: bool = False,
 ) -> Iterator[Trace]:
     """Scores traces by the teacher's prefill, and writes `logprobs/logprobs.parquet`.
 
@@ -105,6 +106,7 @@ def score(
             batch=config.batch,
             log=folder / log,
             executor=engines.executor_of(config, origin.revision),
+            check=check,
         )
         with contextlib.closing(completions), bar("scored", len(numbers), done=len(found)) as update:
             for completion in completions:

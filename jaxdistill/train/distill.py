@@ -31,8 +31,10 @@ from jaxdistill.losses import (
     sorted_distillation,
     topk_distillation,
 )
-from jaxdistill.models import Decoder, ModelConfig, abstract_model, load_hf, params_of, with_params
+from jaxdistill.models import Decoder, ModelConfig, abstract_model, params_of, with_params
 from jaxdistill.models.adapters import read_peft
+from jaxdistill.models.orbax import has_begun
+from jaxdistill.models.start import load_checked
 from jaxdistill.parallel.mesh import RULES
 from jaxdistill.records import RunDir
 from jaxdistill.tokenization import TokenMap
@@ -233,7 +235,8 @@ def set_up_distillation(
     folder = _teacher_folder(config, d)
     vocabulary = same_vocabulary(TokenMap.of(run.tokenizer), TokenMap.of(folder), name, columns)
     rules = {**RULES, "embed": None} if d.replicate else RULES
-    loaded = load_hf(folder, mesh, rules, config.train.compute_dtype, param_dtype=d.dtype)
+    check = config.student.check and not has_begun(run.checkpoints)  # what goes on was compared when it began
+    loaded = load_checked(str(folder), mesh, rules, config.train.compute_dtype, param_dtype=d.dtype, check=check)
     if batches.row_tokens > loaded.config.max_position_embeddings:
         raise ValueError(
             f"data.row_tokens={batches.row_tokens} is beyond the context of the teacher {name} "

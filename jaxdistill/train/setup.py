@@ -102,9 +102,11 @@ def start_state(run: RunDir, made: Training, checkpoints: Checkpoints) -> tuple[
     config = made.config
     trained, frozen = split_params(params_of(made.model))
     restored = checkpoints.restore(state_shapes(trained, made.optimizer), made.shardings)
+    check = config.student.check and restored is None  # what goes on was compared when it began
 
     def start() -> tuple[Any, Any]:
-        return split_params(params_of(start_student(config.student, made.student, config.seed, made.mesh)))
+        model = start_student(config.student, made.student, config.seed, made.mesh, check=check)
+        return split_params(params_of(model))
 
     if made.contrast is not None and made.pairs is not None:
         identity = reference_identity(config, run)

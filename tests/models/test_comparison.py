@@ -18,7 +18,6 @@ from jaxdistill.models.parity import (
     TOKENS,
     TOLERANCE,
     Comparison,
-    check_start,
     compare_files,
     compare_with_transformers,
     token_ids,
@@ -231,39 +230,3 @@ def test_a_config_that_transformers_does_not_load_is_said(tmp_path):
     config.write_text(text.replace('"num_attention_heads": 6', '"num_attention_heads": 2'))
     with pytest.raises(ValueError, match=r"has shape"):
         compare_files(tmp_path)
-
-
-# ----------------------------------------------------------------------------------------- before training from it
-
-
-def edit(folder, **more):
-    config = folder / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | more))
-
-
-@pytest.mark.parametrize("loaded", [False, True])
-def test_a_start_is_compared_once(tmp_path, loaded):
-    folder, seen = tmp_path / "model", tmp_path / "cache" / "checked.json"
-    tiny.make("llama", folder)
-    model = load_hf(folder, make_mesh(MESH)) if loaded else None
-    found = check_start(folder, model, seen=seen)
-    assert found.agrees
-    assert check_start(folder, model, seen=seen) is None
-    assert [entry["folder"] for entry in json.loads(seen.read_text()).values()] == [str(folder)]
-    (folder / "model.safetensors").touch()
-    assert check_start(folder, model, seen=seen) == found
-    seen.write_text("broken")
-    assert check_start(folder, model, seen=seen) == found
-    # transformers prefers what it called the scaling before; we read what it writes today
-    edit(folder, rope_scaling={"rope_type": "linear", "factor": 4.0})
-    for _ in range(2):  # what differs is not remembered
-        with pytest.raises(ValueError, match=r"model: transformers' logits differ by .*, first after layer 1 of 3: it"):
-            check_start(folder, model, seen=seen)
-
-
-def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path, capsys):
-    tiny.make("llama", tmp_path / "model")
-    (tmp_path / "file").write_text("")
-    for _ in range(2):
-        assert check_start(tmp_path / "model", seen=tmp_path / "file" / "checked.json").agrees
-    assert "will be compared with transformers again" in capsys.readouterr().out

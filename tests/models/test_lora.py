@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jaxdistill.export import export_adapter, export_hf
-from jaxdistill.models import Lora, load_hf, merge_lora, params_of, split_params, with_lora, with_params
+from jaxdistill.models import Lora, adapters, load_hf, merge_lora, params_of, split_params, with_lora, with_params
 from jaxdistill.models.load import init_model
 from jaxdistill.models.lora import LORA_A, LORA_B
 from jaxdistill.models.quantize import dense, quantize
@@ -20,6 +20,56 @@ from tests.export.tiny import make_tokenizer_folder
 from tests.models import tiny
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
+
+
+# ways to begin that change the base's matrices, or how many ranks a layer has
+INITIALIZED = (
+    "pissa",
+    "pissa_niter_16",
+    "olora",
+    "corda",
+    "eva",
+    "lora_ga",
+    "loftq",
+    "orthogonal",
+    "mica",
+    "next_year",
+)
+CHANGED = (
+    {"use_dora": True},
+    {"use_qalora": True},
+    {"lora_bias": True},
+    {"bias": "all"},
+    {"fan_in_fan_out": True},
+    {"alora_invocation_tokens": [1, 2]},
+    {"alora_invocation_tokens": []},
+    {"kasa_config": {"beta": 1e-4}},
+    {"arrow_config": {"top_k": 2}},
+    {"eva_config": {"rho": 2.0}},
+    {"corda_config": {"corda_method": "ipm"}},
+    {"lora_ga_config": {"direction": "ArB2r"}},
+    {"velora_config": {"num_groups": 2}},
+    {"monteclora_config": {"num_samples": 2}},
+    {"use_bdlora": {"nblocks": 2}},
+    {"loftq_config": {"loftq_bits": 4}},
+    {"megatron_config": {"hidden_size": 8}},
+    {"rank_pattern": {"q_proj": 8}},
+    {"alpha_pattern": {"q_proj": 8}},
+    {"layers_to_transform": 0},
+    {"layers_to_transform": [0]},
+    {"layer_replication": [[0, 3], [1, 3]]},
+    {"modules_to_save": ["lm_head"]},
+    {"exclude_modules": ["k_proj"]},
+    {"target_parameters": ["experts.down_proj"]},
+    {"trainable_token_indices": [3]},
+    {"ensure_weight_tying": True},
+    {"task_type": "SEQ_CLS"},
+    {"task_type": "FEATURE_EXTRACTION"},
+    {"a_setting_of_next_year": "on"},
+    {"a_setting_of_next_year": 1},
+    {"a_setting_of_next_year": [1]},
+)
+OTHERS = ("IA3", "VERA", "ADALORA", "LOHA", "OFT", "PROMPT_TUNING", "XLORA", "SHIRA", "NEXT_YEAR", "None")
 
 
 def tokens_of(shape, seed=0):
@@ -208,6 +258,7 @@ def test_what_peft_itself_writes_of_a_plain_adapter_is_read(pair, tmp_path):
 
 
 def test_a_folder_with_a_whole_model_too_or_without_weights_is_refused(pair, tmp_path):
+    """unslothai/unsloth#1848: one folder with both configs; which of the two is meant cannot be known."""
     _, folder, _ = pair
     shutil.copytree(folder / "base", tmp_path / "both")
     shutil.copytree(folder / "adapter", tmp_path / "both", dirs_exist_ok=True)
@@ -221,30 +272,89 @@ def test_a_folder_with_a_whole_model_too_or_without_weights_is_refused(pair, tmp
     with pytest.raises(ValueError, match=r"its weights are adapter_model\.bin.*PeftModel"):
         load_hf(tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.bin").unlink()
-    with pytest.raises(ValueError, match=r"an adapter without weights; save it again with PEFT"):
+    with pytest.raises(
+        ValueError, match=r"an adapter without weights \(adapter_model\.safetensors\); save it again with"
+    ):
+        load_hf(tmp_path / "adapter")
+    # what trainers leave beside adapters is no model, and weights under another name are none of adapters
+    (tmp_path / "adapter" / "training_args.bin").write_bytes(b"")
+    shutil.copy(folder / "adapter" / "adapter_model.safetensors", tmp_path / "adapter" / "adapter_0.safetensors")
+    with pytest.raises(ValueError, match=r"an adapter without weights \(adapter_model\.safetensors\)"):
+        load_hf(tmp_path / "adapter")
+    shutil.copy(folder / "adapter" / "adapter_model.safetensors", tmp_path / "adapter")
+    load_hf(tmp_path / "adapter")
+    (tmp_path / "adapter" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"adapter: a whole model and adapter_config\.json"):
+        load_hf(tmp_path / "adapter")
+    for name in ("pytorch_model.bin", "config.json", "adapter_config.json"):
+        (tmp_path / "adapter" / name).unlink()
+    with pytest.raises(ValueError, match=r"adapters and no adapter_config\.json, which says what they are"):
         load_hf(tmp_path / "adapter")
 
 
 def test_adapters_that_compute_something_else_are_refused(pair, tmp_path):
+    """Whatever is not known to leave a plain LoRA, by its name.
+
+    huggingface/peft#2184: PiSSA changes the matrices of the base, so that its adapters fit no other. The same is true of
+    what is initialized in such a way. invergent-ai/surogate#173: without lora_alpha, an adapter was loaded to no effect.
+    """
     _, folder, _ = pair
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     weights = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
     for change, said in (
-        ({"use_rslora": True}, "use_rslora=True is not supported"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' is not supported"),
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens=.* is not supported"),
-        ({"use_qalora": True}, "use_qalora=True is not supported"),
-        ({"kasa_config": {"kasa_beta": 1e-4}}, "kasa_config=.* is not supported"),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern=.* is not supported"),
-        ({"a_setting_of_next_year": "on"}, "a_setting_of_next_year='on' is not supported"),
-        ({"peft_type": "IA3"}, "peft_type='IA3' is not supported"),
+        *(({"init_lora_weights": how}, f"init_lora_weights='{how}' is not supported") for how in INITIALIZED),
+        *((change, f"{next(iter(change))}=.* is not supported") for change in CHANGED),
+        *(({"peft_type": kind, "feedforward_modules": []}, f"peft_type='?{kind}'? is not supp") for kind in OTHERS),
         ({"r": 4}, "expected rank 4"),
+        ({"r": 0}, "r=0, .* a whole number above 0"),
+        ({"r": "8"}, "r='8'"),
+        ({"lora_alpha": None}, "lora_alpha=None, "),
+        ({"lora_alpha": True}, "lora_alpha=True, "),
+        ({"use_rslora": "false"}, "use_rslora='false'; it has to be true or false"),
+        ({"target_modules": ["lm_head"]}, "adapter_config.json: target_modules: LoRA: no linear layer 'lm_head'"),
+        ({"target_modules": ["model.layers.0.self_attn.q_proj"]}, "no linear layer 'model.layers.0.self_attn.q_proj'"),
+        (
+            {"base_model_name_or_path": "no/such/folder"},
+            "'no/such/folder', and the base cannot be had .* absolute path",
+        ),
+        ({"base_model_name_or_path": "../nowhere"}, "'../nowhere', and the base cannot be had .* absolute path"),
+        ({"base_model_name_or_path": str(tmp_path)}, "which is an adapter itself; merge that one"),
         ({"target_modules": ["q_proj"]}, "has no place in an adapter"),
         ({"target_modules": ["q_proj", "k_proj"]}, "is missing"),
         ({"base_model_name_or_path": None}, "no base_model_name_or_path"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
         (tmp_path / "adapter_model.safetensors").write_bytes(weights)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=said) as error:
             load_hf(tmp_path)
+        assert str(error.value).startswith(str(tmp_path)), said
+
+
+def test_every_setting_of_peft_is_known_or_off():
+    """A plain adapter of the PEFT that is installed passes; what its settings may be beside their defaults is listed."""
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj"], task_type="CAUSAL_LM").to_dict()
+    config |= {"peft_type": "LORA", "task_type": "CAUSAL_LM"}
+    asked = [key for key, value in config.items() if key not in adapters._READ | adapters._ANY]
+    assert len(asked) > 25, "PEFT keeps its settings elsewhere now"
+    assert [key for key in asked if not adapters._is_off(key, config[key])] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # scaled by alpha / sqrt(r): vllm-project/vllm#10798, sgl-project/sglang#40835, NVIDIA/TensorRT-LLM#1668
+        {"use_rslora": True},
+        # a pattern, as unsloth writes it (vllm-project/vllm#9275), and ends of paths
+        {"target_modules": r"(?:.*?self_attn\.(?:q_proj|v_proj|o_proj))|(?:.*?mlp\.down_proj)"},
+        {"target_modules": ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"]},
+        {"init_lora_weights": "gaussian", "rank_pattern": {}, "modules_to_save": [], "lora_bias": False},
+    ],
+)
+def test_what_is_plain_is_what_peft_makes_of_it(pair, tmp_path, change):
+    _, folder, _ = pair
+    shutil.copytree(folder / "adapter", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
+    base = tiny.FAMILIES["gemma3_text"][1].from_pretrained(folder / "base")
+    ids = tokens_of((2, 20))
+    close(load_hf(tmp_path)(jnp.asarray(ids)), logits_of(peft.PeftModel.from_pretrained(base, tmp_path).eval(), ids))
