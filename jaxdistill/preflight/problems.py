@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxdistill.config import ProblemsConfig, RunConfig, TracesConfig
 from jaxdistill.preflight.finding import Finding
-from jaxdistill.traces import imports, tables, tags
+from jaxdistill.traces import hub_sets, imports, tables, tags, values
 
 SAMPLE = 200
 """Rows that are looked at."""
@@ -47,18 +46,21 @@ def first_rows(section: ProblemsConfig, most: int = SAMPLE) -> list[dict[str, An
     """The first rows of a set that is on this machine; none of a set that has no rows, or is elsewhere."""
     if section.source not in WITH_ANSWER or section.path is None or "://" in section.path:
         return []
-    rows = tables.read_rows(Path(section.path))
     try:
-        return [row for _, _, row in itertools.islice(rows, most)]
-    except ValueError as error:  # whether a row that cannot be read stops the run is for the stage to say
+        rows = list(itertools.islice(tables.rows(hub_sets.local_files(section)), most))
+    except ValueError as error:  # for the stage to refuse
         return Finding("problems", "unchecked", str(error))
+    bad = [row.data.at(row.where) for row in rows if isinstance(row.data, values.BadRow)]
+    if rows and len(bad) == len(rows):
+        return Finding("problems", "unchecked", str(bad[0]))
+    return [row.data for row in rows if not isinstance(row.data, values.BadRow)]  # the stage counts the others
 
 
 def check_gold(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: str) -> Iterator[Finding]:
     """Whether rows have gold answers under the name that is given."""
     key = f"{what}.answer_field"
     field = section.answer_field
-    with_one = sum(row.get(field) not in (None, "") for row in rows)
+    with_one = sum(_has_gold(row, field) for row in rows)
     if with_one == len(rows):
         yield Finding(key, "ok", f"{field}: all of the first {len(rows):,} rows have a gold answer")
         return
@@ -78,9 +80,16 @@ def check_gold(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: st
     yield Finding(key, "warning" if any(field in row for row in rows) else "error", text)
 
 
+def _has_gold(row: dict[str, Any], field: str) -> bool:
+    try:
+        return values.gold(row, field) is not None
+    except values.BadRow:
+        return False
+
+
 def _is_answer(rows: Sequence[dict[str, Any]], name: str) -> bool:
-    values = [row.get(name) for row in rows]
-    return all(isinstance(value, str | int | float) for value in values if value is not None) and any(values)
+    found = [row.get(name) for row in rows]
+    return all(isinstance(value, str | int | float) for value in found if value is not None) and any(found)
 
 
 def check_thinking(rows: Sequence[dict[str, Any]], traces: TracesConfig, *, required: bool) -> Iterator[Finding]:
