@@ -54,7 +54,7 @@ def programs(topology: str, dtype: str) -> dict[str, Any]:
         "traces": {"engine": "vllm", "teacher": "demo", "max_tokens": 96}, "data": {"row_tokens": TOKENS},
         "student": {"init": folder},
         "train": {"batch_rows": ROWS, "steps": 10, "remat": "full", "compute_dtype": dtype, "mesh": {"fsdp": -1},
-                  "optimizer": {"learning_rate": 1e-4}},
+                  "optimizer": {"name": "muon", "learning_rate": 1e-4}},  # with products of its own, in optax
     })  # fmt: skip
     target = Topology.of(topology)
     made, dtypes = make_described(make_job(config, target), target)
