@@ -27,6 +27,7 @@ from jaxdistill.models.layer import DROPOUT_KEY, Layers, run_layer
 from jaxdistill.models.lora import Lora
 from jaxdistill.models.rope import Rope
 from jaxdistill.parallel import mesh as meshes
+from jaxdistill.parallel.options import deterministic_options
 
 UNROLLED = 8
 """Models of up to this many layers are not looped over (on 2 CPU cores, 3 layers of width 128: 103 -> 93 ms a step;
@@ -204,6 +205,11 @@ class Decoder(nnx.Module):
             # a few layers compile as fast unrolled, and run faster: a loop's buffers are copied in and out
             x, _ = jax.lax.scan(block, x, run, unroll=self.config.num_layers <= UNROLLED)
         return self._final_norm(x if parts == 1 else row_parts.joined(x, self.mesh))
+
+    @property
+    def compiler_options(self) -> dict[str, Any] | None:
+        """What `jax.jit` needs for programs that run this model beside the train step: decoding, evaluation."""
+        return deterministic_options(platform_of(self.mesh)) if self.attention.deterministic else None
 
     def _rows_of_device(self, rows: int) -> int:
         return rows if self.mesh is None else rows // meshes.ways(self.mesh, meshes.RULES["batch"])
