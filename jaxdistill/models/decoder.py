@@ -94,6 +94,10 @@ class Decoder(nnx.Module):
       layer_parts: under the remat policy `full`, a layer takes the rows of a batch in this many parts, one after the
         other: what it works with, and its backward pass with, is as many times smaller; what is kept between layers is
         not. A batch of other rows than the step's (pairs, rollouts) takes as many as divide a device's rows, too.
+
+    Raises:
+      ValueError: `layer_parts` above 1 beside adapters (its backward pass has gradients of every parameter, and a base
+        has none), or under another policy than `full`.
     """
 
     def __init__(
@@ -109,6 +113,12 @@ class Decoder(nnx.Module):
         attention: AttentionOptions | None = None,
         layer_parts: int = 1,
     ):
+        if layer_parts < 1 or (layer_parts > 1 and (lora is not None or remat != "full")):
+            beside = " and adapters" if lora is not None else ""
+            raise ValueError(
+                f"layer_parts is {layer_parts} beside remat {remat!r}{beside}; layers take rows in parts under remat "
+                "'full' and without adapters alone: leave it at 1."
+            )
         self.config, self.dtype, self.remat, self.mesh, self.lora = config, jnp.dtype(dtype), remat, mesh, lora
         self.attention, self.layer_parts = attention or AttentionOptions(), layer_parts
         self.activations = jnp.dtype(activations or (jnp.float32 if platform_of(mesh) == "cpu" else dtype))
