@@ -54,7 +54,7 @@ def programs(topology: str, dtype: str) -> dict[str, Any]:
         "traces": {"engine": "vllm", "teacher": "demo", "max_tokens": 96}, "data": {"row_tokens": TOKENS},
         "student": {"init": folder},
         "train": {"batch_rows": ROWS, "steps": 10, "remat": "full", "compute_dtype": dtype, "mesh": {"fsdp": -1},
-                  "optimizer": {"learning_rate": 1e-4}},
+                  "optimizer": {"name": "muon", "learning_rate": 1e-4}},  # with products of its own, in optax
     })  # fmt: skip
     target = Topology.of(topology)
     made, dtypes = make_described(make_job(config, target), target)
@@ -82,8 +82,8 @@ def programs(topology: str, dtype: str) -> dict[str, Any]:
         "check's logits": _logits.trace(check, kept, params["norm"], params["embed"]),
         "forward": jax.jit(lambda p, ids: with_params(model, p)(ids)).trace(params_of(whole), ints(ROWS, TOKENS)),
         "train step": made.step.trace(state, batch, frozen, teacher),
-        "prefill": rows._prefill.trace(graph, False, weights, ints(ROWS, 32), ints(ROWS)),
-        "decoding": rows._chunk.trace(graph, kind, False, weights, cache, flags, numbers),
+        "prefill": rows.programs().prefill.trace(graph, False, weights, ints(ROWS, 32), ints(ROWS)),
+        "decoding": rows.programs().chunk.trace(graph, kind, False, weights, cache, flags, numbers),
         UNASKED: jax.jit(lambda a, b: a @ b).trace(matrix, matrix),
         "scoring": _compiled(model, 4, 1000, False, 1.0).trace(params_of(whole), ints(ROWS, 64), *places),
     }

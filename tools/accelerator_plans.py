@@ -224,6 +224,9 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--print", action="store_true", help="compile nothing")
     arguments = parser.parse_args(given)
     file: Path = arguments.results
+    for needed in filter(None, (file if arguments.print else None, arguments.baseline)):
+        if not needed.is_file():
+            raise SystemExit(f"{needed}: no such file; make it with: python tools/accelerator_plans.py {needed}")
     results = json.loads(file.read_text()) if file.exists() else {}
     for case in () if arguments.print else CASES:
         if arguments.only in case.name and (arguments.again or case.name not in results):

@@ -99,7 +99,7 @@ def compiled_text(arguments: argparse.Namespace) -> str:
     described = getattr(jax.sharding, "use_abstract_mesh", None)
     with described(mesh.abstract_mesh) if described else contextlib.nullcontext():
         kind = rows.Kind(*KINDS[arguments.kind])
-        lowered = rows._chunk.lower(graph, kind, use, weights, placed(cache), placed(rows_state), numbers)
+        lowered = rows.programs().chunk.lower(graph, kind, use, weights, placed(cache), placed(rows_state), numbers)
     text = lowered.compile().as_text()
     assert text is not None
     return text

@@ -127,7 +127,8 @@ class Engine:
         self.model, self.sampler = model, sampler
         self.graph, state = nnx.split(model)
         self.fused = _fused(model)
-        self.weights = Weights(state, *_lay_out(self.graph, self.fused, state))
+        self.programs = programs(tuple((model.compiler_options or {}).items()))
+        self.weights = Weights(state, *self.programs.lay_out(self.graph, self.fused, state))
         self.compiling, self.compiled = threading.Lock(), set[tuple[int, int]]()
         # an accelerator works on the next chunk while the host looks at the last one; on CPUs they are the same
         self.ahead = platform_of(model.mesh) != "cpu"
@@ -138,7 +139,7 @@ class Engine:
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = prompt
             length[i] = len(prompt)
-        return _prefill(self.graph, self.fused, self.weights, tokens, length)
+        return self.programs.prefill(self.graph, self.fused, self.weights, tokens, length)
 
 
 def _fused(model: Decoder) -> bool:
@@ -181,7 +182,7 @@ class Rows:
                 field.name: np.array([getattr(entry, field.name) for entry in some], np.uint32)
                 for field in dataclasses.fields(Entry)
             }
-            self._cache, self._state = _insert(
+            self._cache, self._state = self.engine.programs.insert(
                 mesh, sampler.kind, self._cache, self._state, prefilled, columns, sampler.numbers
             )
 
@@ -209,13 +210,12 @@ class Rows:
 
     def _dispatch(self) -> Any:
         e = self.engine
-        self._cache, self._state, news = _chunk(
+        self._cache, self._state, news = e.programs.chunk(
             e.graph, e.sampler.kind, e.fused, e.weights, self._cache, self._state, e.sampler.numbers
         )
         return news
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _lay_out(graph: Any, fused: bool, state: Any) -> tuple[list[dict[str, jax.Array]], jax.Array]:
     model: Decoder = nnx.merge(graph, state)
     rules = {**meshes.RULES, "embed": None}
@@ -238,7 +238,6 @@ def _lay_out(graph: Any, fused: bool, state: Any) -> tuple[list[dict[str, jax.Ar
     return layers, placed(model.projection().astype(model.dtype), ("vocab", "embed"))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _prefill(graph: Any, fused: bool, weights: Weights, tokens_GT: jax.Array, length_G: jax.Array) -> Prefilled:
     model: Decoder = nnx.merge(graph, weights.params)
     tokens_GT = meshes.constrain(tokens_GT, ("batch", None), model.mesh)
@@ -263,7 +262,6 @@ def _resize(mesh: Mesh | None, slots: int, cache: list[KV]) -> list[KV]:
     return _split([kv.resized(slots) for kv in cache], mesh)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
 def _insert(
     mesh: Mesh | None, kind: Kind, cache: list[KV], state: State, prefilled: Prefilled, entries: dict[str, jax.Array],
     numbers: Numbers,
@@ -286,7 +284,6 @@ def _insert(
     return _split(cache, mesh), state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
 def _chunk(
     graph: Any, kind: Kind, fused: bool, weights: Weights, cache: list[KV], state: State, numbers: Numbers
 ) -> tuple[list[KV], State, Any]:
@@ -323,6 +320,30 @@ def _chunk(
     # what the host reads is whole on every device
     news = tuple(meshes.constrain(x, (None,) * x.ndim, model.mesh) for x in (tokens, state.count, state.done))
     return _split(cache, model.mesh), state._replace(length=state.length + at), news
+
+
+class Programs(NamedTuple):
+    """The functions above, compiled."""
+
+    lay_out: jax.stages.Wrapped
+    prefill: jax.stages.Wrapped
+    insert: jax.stages.Wrapped
+    chunk: jax.stages.Wrapped
+
+
+@functools.cache
+def programs(options: tuple[tuple[str, Any], ...] = ()) -> Programs:
+    """
+    Args:
+      options: of the compiler, as items, see `Decoder.compiler_options`.
+    """
+    jit = functools.partial(jax.jit, compiler_options=dict(options) or None)
+    return Programs(
+        lay_out=jit(_lay_out, static_argnums=(0, 1)),
+        prefill=jit(_prefill, static_argnums=(0, 1)),
+        insert=jit(_insert, static_argnums=(0, 1), donate_argnums=(2, 3)),
+        chunk=jit(_chunk, static_argnums=(0, 1, 2), donate_argnums=(4, 5)),
+    )
 
 
 Step = Callable[[jax.Array, State, list[KV]], tuple[jax.Array, list[KV]]]

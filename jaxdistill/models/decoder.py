@@ -27,6 +27,7 @@ from jaxdistill.models.layer import DROPOUT_KEY, Layers, run_layer
 from jaxdistill.models.lora import Lora
 from jaxdistill.models.rope import Rope
 from jaxdistill.parallel import mesh as meshes
+from jaxdistill.parallel.options import deterministic_options
 
 UNROLLED = 8
 """Models of up to this many layers are not looped over (on 2 CPU cores, 3 layers of width 128: 103 -> 93 ms a step;
@@ -93,6 +94,10 @@ class Decoder(nnx.Module):
       layer_parts: under the remat policy `full`, a layer takes the rows of a batch in this many parts, one after the
         other: what it works with, and its backward pass with, is as many times smaller; what is kept between layers is
         not. A batch of other rows than the step's (pairs, rollouts) takes as many as divide a device's rows, too.
+
+    Raises:
+      ValueError: `layer_parts` above 1 beside adapters (its backward pass has gradients of every parameter, and a base
+        has none), or under another policy than `full`.
     """
 
     def __init__(
@@ -108,6 +113,12 @@ class Decoder(nnx.Module):
         attention: AttentionOptions | None = None,
         layer_parts: int = 1,
     ):
+        if layer_parts < 1 or (layer_parts > 1 and (lora is not None or remat != "full")):
+            beside = " and adapters" if lora is not None else ""
+            raise ValueError(
+                f"layer_parts is {layer_parts} beside remat {remat!r}{beside}; layers take rows in parts under remat "
+                "'full' and without adapters alone: leave it at 1."
+            )
         self.config, self.dtype, self.remat, self.mesh, self.lora = config, jnp.dtype(dtype), remat, mesh, lora
         self.attention, self.layer_parts = attention or AttentionOptions(), layer_parts
         self.activations = jnp.dtype(activations or (jnp.float32 if platform_of(mesh) == "cpu" else dtype))
@@ -204,6 +215,11 @@ class Decoder(nnx.Module):
             # a few layers compile as fast unrolled, and run faster: a loop's buffers are copied in and out
             x, _ = jax.lax.scan(block, x, run, unroll=self.config.num_layers <= UNROLLED)
         return self._final_norm(x if parts == 1 else row_parts.joined(x, self.mesh))
+
+    @property
+    def compiler_options(self) -> dict[str, Any] | None:
+        """What `jax.jit` needs for programs that run this model beside the train step: decoding, evaluation."""
+        return deterministic_options(platform_of(self.mesh)) if self.attention.deterministic else None
 
     def _rows_of_device(self, rows: int) -> int:
         return rows if self.mesh is None else rows // meshes.ways(self.mesh, meshes.RULES["batch"])

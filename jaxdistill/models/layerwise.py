@@ -180,6 +180,12 @@ class FromModel(Source):
     def embedding(self, ids_BT: np.ndarray) -> jax.Array:
         return _rows(self.how, self._model.embed[...], ids_BT)
 
+    def embedding_blocks(self) -> Iterator[np.ndarray]:
+        """Rows of the embedding as they are kept, [up to HEAD_ROWS, E] each; all processes of the mesh call this."""
+        V = self.how.config.vocab_size
+        for start in range(0, V, HEAD_ROWS):
+            yield to_host(self.embedding(np.arange(start, min(start + HEAD_ROWS, V))[None]))[0]
+
     def layer(self, number: int) -> tuple[Mapping[str, Any], int]:
         return self._stacked, number
 

@@ -4,6 +4,9 @@ Both sides are computed layer by layer, so that a model of any size can be compa
 from the files (`layerwise`), transformers' from the files (`reference`). Processes that share a model all take part in
 computing it; the first one asks transformers, and all are told what came out.
 
+A few tokens use all weights but the rows of an embedding that is not the vocabulary projection too: these are compared
+with the file's, number by number.
+
 Dimension key: B rows, T tokens, N kept positions, E width, V vocabulary.
 """
 
@@ -15,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from jaxdistill import hub
@@ -23,6 +27,8 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import Decoder
 from jaxdistill.models.layerwise import FromFiles, FromModel, Outputs, forward, host_layers
 from jaxdistill.models.lora import Lora, is_adapter
+from jaxdistill.models.names import EMBEDDING
+from jaxdistill.models.tensor_files import open_tensors
 from jaxdistill.parallel import processes
 
 TOLERANCE = 1e-4
@@ -40,23 +46,28 @@ class Comparison:
     logit_scale: float
     states: tuple[tuple[float, float], ...]
     """(difference, scale) of the hidden states at the last positions: of the embedding, then after every layer."""
+    wrong_rows: int = 0
+    """Rows of an untied embedding that are not the file's."""
 
     @property
     def agrees(self) -> bool:
-        return _near(self.max_difference, self.logit_scale)
+        return _near(self.max_difference, self.logit_scale) and not self.wrong_rows
 
     @property
     def place(self) -> str:
         """Where the two first differ."""
         first = next((i for i, found in enumerate(self.states) if not _near(*found)), None)
+        if self.wrong_rows:
+            return "from the embedding on"
         if first is None:
             return "only in the final norm or the vocabulary projection"
         return "from the embedding on" if first == 0 else f"first after layer {first} of {len(self.states) - 1}"
 
     def __str__(self) -> str:
+        rows = f": {self.wrong_rows:,} of its rows are not the file's" if self.wrong_rows else ""
         return (
             f"transformers' logits differ by {self.max_difference:.2e} (largest logit {self.logit_scale:.1f}), "
-            f"{self.place}"
+            f"{self.place}{rows}"
         )
 
 
@@ -72,8 +83,14 @@ def compare_with_transformers(model: Decoder, folder: Path | None, *, dtype: str
     """
     ids_BT = token_ids(model.config)
     if model.lora is None:
-        ours = forward(FromModel(model, bf16=dtype == "bfloat16"), ids_BT)
-        return _told(lambda: _compare(ours, _existing(folder), ids_BT), model.config)
+        source = FromModel(model, bf16=dtype == "bfloat16")
+        ours, wrong_rows = forward(source, ids_BT), _wrong_rows(source, folder)
+
+        def compare() -> Comparison:
+            found = _compare(ours, _existing(folder), ids_BT)
+            return dataclasses.replace(found, wrong_rows=wrong_rows())
+
+        return _told(compare, model.config)
     # the base of adapters may be rounded or quantized here, which is no fault of theirs: its files are taken
     adapters = host_layers({name: x for name, x in model.layer_params().items() if is_adapter(name)})
     return _told(lambda: _compare_adapters(_existing(folder), ids_BT, model.lora, adapters), model.config)
@@ -135,6 +152,37 @@ def _compare_adapters(folder: Path, ids_BT: np.ndarray, lora: Lora, adapters: Ma
     return _compare(forward(FromFiles(base_of(folder), lora, adapters), ids_BT), folder, ids_BT)
 
 
+def _wrong_rows(source: FromModel, folder: Path | None) -> processes.Step[int]:
+    """How many rows of an untied embedding are not the file's, to be asked in the first process, which compares.
+
+    All processes gather the rows, block by block, so what goes wrong with the file is raised only when it is asked for.
+    """
+    wrong, error, tensor, start = 0, None, None, 0
+    for block in () if source.how.config.tie_embeddings else source.embedding_blocks():
+        if jax.process_index() == 0 and error is None:
+            try:
+                tensor = tensor or open_tensors(_existing(folder))[EMBEDDING]
+                theirs = tensor.read((slice(start, start + len(block)), slice(None)))
+                wrong += int(np.any(_number(block, source.how.bf16) != _number(theirs), axis=1).sum())
+            except Exception as failed:  # any: the others are about to gather the next block
+                error = failed
+        start += len(block)
+
+    def tell() -> int:
+        if error is not None:
+            raise error
+        return wrong
+
+    return tell
+
+
+def _number(x: np.ndarray, bf16: bool = False) -> np.ndarray:
+    """In fp32, without the subnormal numbers, which accelerators may flush to 0."""
+    x = x.astype(ml_dtypes.bfloat16) if bf16 else x
+    x = x.astype(np.float32)
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)
+
+
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     # position by position: logits are large
     pairs = [(np.abs(a - b).max(), np.abs(b).max()) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y)]  # noqa: B905
@@ -152,8 +200,8 @@ def _told(compare: processes.Step[Comparison], config: ModelConfig) -> Compariso
     if jax.process_count() == 1:
         assert found is not None
         return found
-    pairs = np.zeros((config.num_layers + 2, 2))
+    pairs = np.zeros((config.num_layers + 3, 2))
     if found is not None:
-        pairs[:] = [(found.max_difference, found.logit_scale), *found.states]
-    (difference, scale), *states = processes.tell(pairs).tolist()
-    return Comparison(difference, scale, tuple((d, s) for d, s in states))
+        pairs[:] = [(found.wrong_rows, 0), (found.max_difference, found.logit_scale), *found.states]
+    (rows, _), (difference, scale), *states = processes.tell(pairs).tolist()
+    return Comparison(difference, scale, tuple((d, s) for d, s in states), int(rows))

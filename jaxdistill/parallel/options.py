@@ -1,4 +1,4 @@
-"""Options of the compiler for one step, by platform."""
+"""Options of the compiler, by platform: for the train step, and for what a training computes beside it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import Any
 VMEM_KIB = {"TPU v5": 48 << 10, "TPU v5p": 48 << 10}
 """By kind of device: the memory beside the multipliers that one operation may use. XLA's own limit of 16 MiB makes
 products of a 7B layer read their inputs so often that they take 1.3 times their ideal on v5p, by its cycle counts."""
+DETERMINISTIC: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_deterministic_ops": True}}
+"""By platform: leaves out atomic additions and the timing of kernels, whose choice may differ from process to process.
+CPUs and TPUs need nothing."""
+
+
+def deterministic_options(platform: str) -> dict[str, Any] | None:
+    """What `jax.jit` passes to XLA for programs beside the step, of a training that is `train.deterministic`."""
+    return dict(DETERMINISTIC.get(platform, {})) or None
 
 
 def step_options(platform: str, *, device_kind: str = "", deterministic: bool = False) -> dict[str, Any] | None:
@@ -15,13 +23,12 @@ def step_options(platform: str, *, device_kind: str = "", deterministic: bool = 
     Args:
       platform: `cpu`, `tpu` or `gpu`: where the step will run.
       device_kind: what JAX calls the devices, which need not be those of this machine.
-      deterministic: see `train.deterministic`; CPUs and TPUs need nothing for it.
+      deterministic: see `train.deterministic`.
     """
     if platform == "gpu":
         # products of one input are not joined to one: its result would be cut up again, in copies
         options: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": 0}
-        # it leaves out atomic additions and the timing of kernels, whose choice may differ from process to process
-        return options | ({"xla_gpu_deterministic_ops": True} if deterministic else {})
+        return options | (DETERMINISTIC["gpu"] if deterministic else {})
     if platform == "tpu":
         # from this many MiB on, products are cut in pieces that follow a gathered matrix around the devices ("windowed
         # einsum"), and their fp32 partial sums are added in memory, permutation by permutation: never

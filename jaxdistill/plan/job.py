@@ -29,6 +29,8 @@ class Job:
     """Of the tokens: what reaches the vocabulary."""
     segment_tokens: int | None = None
     """Mean length of the examples in a packed row; None: one example fills it."""
+    max_segments: int | None = None
+    """The most examples in a packed row; None: unknown."""
     quick: bool = False
     """Compile several times faster, with a worse program: for comparing."""
 
@@ -88,7 +90,7 @@ class Compiled:
     remat: str = ""
     """The policy that the step has: what `auto` came to."""
     attention: str = ""
-    """The kernel that was chosen for this backend, of `models.attention.KERNELS`."""
+    """The kernel that `train.attention` names, or that was chosen for this backend; of `models.attention.KERNELS`."""
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Compiled:

@@ -102,8 +102,15 @@ def make_job(
         steps=steps_of(config) or 1000,
         seed=config.seed,
         segment_tokens=segment_tokens,
+        max_segments=_most_segments(config, row_tokens) or -(-rows // min(segment_tokens or rows, rows)),
         quick=quick,
     )
+
+
+def _most_segments(config: RunConfig, row_tokens: int | None) -> int | None:
+    """The most examples in a row, as `prepare` counted them; None if it has not, or for rows of another length."""
+    counts = (read_manifest(RunDir(Path(config.run_dir)).tokens) or {}).get("counts", {})
+    return counts.get("most_segments") if row_tokens in (None, counts.get("row_tokens")) else None
 
 
 def student_of(config: RunConfig) -> dict[str, Any]:

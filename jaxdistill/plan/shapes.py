@@ -40,9 +40,17 @@ class Sizes:
         layout = Layout.of(made.mesh)
         self.columns = -(-self.config.vocab_size // self.tensor)
         self.chunk = min(default_chunk(self.columns, layout), max(self.tokens, 1))
-        self.kernel = choose(
-            platform_of(made.mesh), self.row_tokens // (1 if self.heads_split else self.context), self.config.head_dim,
-            made.model.dtype,
+        self.kernel = self._kernel()
+        """Attention's, of `models.attention.KERNELS`."""
+
+    def _kernel(self) -> str:
+        mesh, asked = self.made.mesh, self.made.model.attention
+        if asked.kernel != "auto":
+            return asked.kernel
+        return choose(
+            platform_of(mesh), self.row_tokens // (1 if self.heads_split else self.context), self.config.head_dim,
+            self.made.model.dtype, max_segments=asked.max_segments, deterministic=asked.deterministic,
+            device=mesh.devices.flat[0],
         )  # fmt: skip
 
     @property

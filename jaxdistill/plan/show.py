@@ -119,7 +119,7 @@ def warnings_of(plan: Plan) -> list[str]:
     whole = [t for t in found.traffic if t.kind == "all-reduce" and t.bytes > 0.05 * sent and t.devices > 1]
     flat = found.mesh["fsdp"] == plan.topology.devices // plan.topology.slices and found.mesh["fsdp"] > 1
     if plan.topology.chip.platform == "gpu" and found.moved and not forward_kernels(found.kernels):
-        warnings.append(f"attention is written in JAX ({found.attention}): no kernel of this GPU takes it, slowly")
+        warnings.append(f"attention is written in JAX ({found.attention}), which is slow: {_why_no_kernel(plan)}")
     if plan.topology.chip.platform == "tpu" and flat and whole:
         warnings.append(
             f"fsdp={found.mesh['fsdp']} spans the whole torus, where gradients are all-reduced and cut, twice the "
@@ -129,6 +129,16 @@ def warnings_of(plan: Plan) -> list[str]:
     if sent and waiting > 0.5 * sent and plan.topology.devices > 1:
         warnings.append(f"{waiting / sent:.0%} of the bytes are sent synchronously: the devices wait for them")
     return warnings
+
+
+def _why_no_kernel(plan: Plan) -> str:
+    """Why attention of a GPU's step is none of its kernels, and the way out."""
+    train = plan.job.train
+    if train["attention"] == plan.found.attention:
+        return "chosen by train.attention; set auto"
+    if train["compute_dtype"] == "float32":
+        return "no kernel takes fp32, which train.compute_dtype asks for; set bfloat16"
+    return "no kernel of this GPU takes it"
 
 
 def mesh_text(mesh: dict[str, int]) -> str:

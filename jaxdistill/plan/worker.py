@@ -160,6 +160,7 @@ def make_described(job: Job, topology: Topology) -> tuple[Program, dict[str, Any
         row_tokens=job.row_tokens,
         steps=job.steps,
         seed=job.seed,
+        max_segments=job.max_segments,
     )
     if train.distill is not None:
         dtypes |= {"teacher_dtype": train.distill.dtype, "replicate": train.distill.replicate}

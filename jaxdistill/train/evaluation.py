@@ -126,7 +126,7 @@ def _make_sums(model: Decoder, weights: tuple[float, float]) -> Callable[..., di
             found[name] = jnp.stack([total, more["count"], more["hits"]])
         return found
 
-    return jax.jit(sums)
+    return jax.jit(sums, compiler_options=model.compiler_options)
 
 
 def _held_out(config: RunConfig, shared: RunDir) -> list[Problem]:

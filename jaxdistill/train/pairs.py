@@ -106,7 +106,7 @@ def reference_logprobs(
         hidden_BTE = whole.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
         return response_logprobs(whole, hidden_BTE, batch, contrast.segments)[0]
 
-    compute = jax.jit(sums, out_shardings=everywhere)
+    compute = jax.jit(sums, out_shardings=everywhere, compiler_options=model.compiler_options)
     count, size = feed.rows.rows, feed.rows.batch_rows
     found = np.zeros((count, contrast.segments), np.float32)
     for first in range(0, count, size):

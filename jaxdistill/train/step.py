@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdistill.data.rows import FIELDS
 from jaxdistill.models import Decoder, Lora, ModelConfig, abstract_model, param_shardings, params_of, split_params
 from jaxdistill.parallel import mesh as meshes
+from jaxdistill.precision import asking_for
 from jaxdistill.train.contrastive import Contrast
 from jaxdistill.train.distill import Distillation
 from jaxdistill.train.gradients import Batch, gradients
@@ -90,7 +91,9 @@ def make_step(
             )
         gradient = jax.lax.with_sharding_constraint(gradient, shardings["params"])
         norm = optax.tree.norm(gradient)
-        updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
+        # Muon's products are optax's; its authors take them in bf16, so other dtypes than fp32 ask for nothing
+        with asking_for(model.dtype):
+            updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         good, guard = _judge(metrics["loss"], norm, state["guard"], state["step"], spike)
         old = {"params": state["params"], "optimizer": state["optimizer"]}

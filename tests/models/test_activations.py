@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from jaxdistill.losses import chunked_cross_entropy
-from jaxdistill.models import Lora, abstract_model, layers, load_hf, params_of, rotary, with_lora, with_params
+from jaxdistill.models import (
+    Lora,
+    ModelConfig,
+    abstract_model,
+    layers,
+    load_hf,
+    params_of,
+    rotary,
+    with_lora,
+    with_params,
+)
+from jaxdistill.models.published import PUBLISHED
 from jaxdistill.parallel.mesh import make_mesh
 from tests.models import tiny
 from tests.models.test_parity import CASES, tokens_of
@@ -218,6 +229,18 @@ def test_rows_that_the_parts_do_not_divide_are_taken_in_fewer(tmp_path, sizes, r
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(by_whole), jax.tree.leaves(by_parts), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()) + 1e-6)
+
+
+def test_parts_that_a_layer_cannot_take_are_refused():
+    config = ModelConfig.from_hf(PUBLISHED["Qwen3-0.6B"][0], "Qwen3-0.6B")
+    abstract_model(config, remat="full", layer_parts=2)
+    abstract_model(config, remat="none", lora=Lora.of(4, 8.0), layer_parts=1)
+    with pytest.raises(ValueError, match=r"layer_parts is 2 beside remat 'full' and adapters; .*: leave it at 1\."):
+        abstract_model(config, remat="full", lora=Lora.of(4, 8.0), layer_parts=2)
+    with pytest.raises(ValueError, match="layer_parts is 2 beside remat 'dots'; "):
+        abstract_model(config, remat="dots", layer_parts=2)
+    with pytest.raises(ValueError, match="layer_parts is 0"):
+        abstract_model(config, remat="full", layer_parts=0)
 
 
 def test_every_remat_policy_keeps_what_it_says(tmp_path):

@@ -106,7 +106,31 @@ def test_what_differs_is_found_and_placed(tmp_path, name, place, factor):
     found = compare_with_transformers(model, tmp_path)
     assert not found.agrees
     assert found.place == place
+    # of an untied embedding, all rows are compared with the file
+    assert found.wrong_rows == (97 if name == "model.embed_tokens.weight" else 0)
     assert place in str(found) and "transformers' logits differ by " in str(found)
+
+
+@pytest.mark.parametrize("mesh", [None, {"fsdp": 4, "tensor": 2}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_an_embedding_that_no_token_uses(tmp_path, mesh, dtype, monkeypatch):
+    monkeypatch.setattr("jaxdistill.models.layerwise.HEAD_ROWS", 40)  # several blocks, and one that is shorter
+    made = tiny.make("qwen3", tmp_path / "fp32", vocab_size=98)
+    made.to(getattr(torch, dtype)).save_pretrained(tmp_path / "out")
+    model = load_hf(tmp_path / "fp32", make_mesh(mesh) if mesh else None)
+    assert compare_with_transformers(model, tmp_path / "out", dtype=dtype).agrees
+    unused = sorted(set(range(98)) - set(token_ids(model.config).flat))
+    assert len({row // 40 for row in unused}) == 3, "rows of every block"
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    rows = tensors["model.embed_tokens.weight"]
+    rows[unused[0]], rows[unused[1]] = 0, float("nan")
+    rows[unused[-1], 5] = torch.nextafter(rows[unused[-1], 5], torch.tensor(9.0, dtype=rows.dtype))
+    save_file(tensors, file, {"format": "pt"})
+    found = compare_with_transformers(model, tmp_path / "out", dtype=dtype)
+    assert found.max_difference <= TOLERANCE * found.logit_scale
+    assert not found.agrees and found.wrong_rows == 3
+    assert str(found).endswith("from the embedding on: 3 of its rows are not the file's")
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight"])
@@ -151,6 +175,7 @@ def test_nothing_near_a_zero_scale_agrees_but_zero():
     assert Comparison(0.0, 0.0, ()).agrees
     assert not Comparison(1e-9, 0.0, ()).agrees
     assert not Comparison(float("nan"), 1.0, ()).agrees
+    assert not Comparison(0.0, 1.0, (), wrong_rows=1).agrees
 
 
 # ------------------------------------------------------------------------------------------------------ adapters

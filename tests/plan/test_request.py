@@ -14,6 +14,7 @@ from jaxdistill.plan.search import candidates, policies, search
 from jaxdistill.plan.show import warnings_of
 from jaxdistill.plan.targets import GIB, Topology
 from jaxdistill.plan.worker import out_of_memory, split_memory
+from jaxdistill.records import RunDir, write_manifest
 
 
 def config(student="Qwen/Qwen3-8B", row_tokens=16384, **train):
@@ -116,6 +117,28 @@ def test_advice_goes_by_the_policy_that_the_step_had():
 def test_memory_is_split_without_losing_a_byte():
     split = split_memory(100.0, {"params": 20.0, "optimizer": 40.0}, gradients=20.0, logits=90.0)
     assert split == {"params": 20, "optimizer": 40, "gradients": 20, "logits": 20, "activations": 0}
+
+
+def test_the_most_segments_of_a_row_are_those_that_were_packed(tmp_path):
+    topology = Topology.of("h100:1")
+
+    def most(row_tokens=16384, segment_tokens=None, **given):
+        asked = dataclasses.replace(config(row_tokens=row_tokens), run_dir=str(tmp_path))
+        return make_job(asked, topology, segment_tokens=segment_tokens, **given).max_segments
+
+    # nothing is packed yet: by the mean length
+    assert (most(), most(segment_tokens=1000), most(segment_tokens=99999)) == (1, 17, 1)
+    tokens = RunDir(tmp_path).tokens
+    tokens.mkdir(parents=True)
+    more = {"stage": "prepare", "config": {}, "config_hash": "", "inputs": {}}
+    write_manifest(tokens, counts={"row_tokens": 16384, "most_segments": 41}, **more)
+    assert most() == most(segment_tokens=1000) == most(row_tokens=16384) == 41
+    assert most(row_tokens=8192) == 41, "the config's own rows, as long as prepare made them"
+    assert make_job(
+        dataclasses.replace(config(), run_dir=str(tmp_path)), topology, row_tokens=8192, segment_tokens=1000
+    ).max_segments == 9  # fmt: skip
+    write_manifest(tokens, counts={"row_tokens": 16384}, **more)
+    assert most(segment_tokens=1000) == 17, "prepared before they were counted"
 
 
 def compiled(**more):

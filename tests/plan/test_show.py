@@ -35,4 +35,16 @@ def test_a_gpus_bytes_memory_and_attention_are_shown():
 def test_attention_without_a_kernel_is_warned_of():
     plan, text = shown(attention="blocks", products=[(1e12, 1e9, 100.0)])
     assert attention_text(plan.found) == "blocks: written in JAX, no kernel of its own"
-    assert "WARNING: attention is written in JAX (blocks)" in text
+    assert "WARNING: attention is written in JAX (blocks), which is slow: no kernel of this GPU takes it" in text
+
+
+def test_why_there_is_no_kernel_is_said():
+    def warned(**train):
+        job = make_job(config(batch_rows=4, remat="full", **train), H100)
+        return " ".join(warnings_of(plan_of(job, H100, cycles=0.0, moved=MOVED, attention="blocks")))
+
+    assert "(blocks), which is slow: chosen by train.attention; set auto" in warned(attention="blocks")
+    # whatever else would have been in the way
+    assert "chosen by train.attention" in warned(attention="blocks", compute_dtype="float32")
+    assert "no kernel takes fp32, which train.compute_dtype asks for" in warned(compute_dtype="float32")
+    assert "no kernel of this GPU takes it" in warned(compute_dtype="bfloat16")

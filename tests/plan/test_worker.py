@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from jaxdistill.models import init_model, params_of, split_params, with_lora
+from jaxdistill.models import AttentionOptions, init_model, params_of, split_params, with_lora
 from jaxdistill.plan.costs import Collective, Costs
 from jaxdistill.plan.request import make_job
-from jaxdistill.plan.shapes import device_bytes
+from jaxdistill.plan.shapes import Sizes, device_bytes
 from jaxdistill.plan.targets import Topology
 from jaxdistill.plan.worker import make_described, slice_of, traffic_of
 from jaxdistill.train.program import abstract_inputs
@@ -71,6 +71,14 @@ def test_stored_distributions_come_with_the_batch():
     made, inputs = described(train={"distill": {"source": "stored"}}, topk=8)
     assert inputs["batch"]["topk_ids"].shape == (8, 64, 8)
     made.step.lower(*inputs.values())
+
+
+@pytest.mark.parametrize(("asked", "kernel"), [("auto", "dense"), ("blocks", "blocks"), ("dense", "dense")])
+def test_attention_is_the_one_that_the_config_names(asked, kernel):
+    """In rows so short that `auto` takes `dense`."""
+    made, _ = described(train={"attention": asked}, segment_tokens=20, max_segments=7)
+    assert Sizes(made, 1, 1.0, 20).kernel == kernel
+    assert made.model.attention == AttentionOptions(asked, 7)
 
 
 def test_described_gpus_are_told_apart_by_their_hosts():
