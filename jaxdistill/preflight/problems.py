@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxdistill.config import ProblemsConfig, RunConfig, TracesConfig
 from jaxdistill.preflight.finding import Finding
-from jaxdistill.traces import imports, tables, tags
+from jaxdistill.traces import hub_sets, imports, tables, tags, values
+from jaxdistill.traces.values import BadRow
 
 SAMPLE = 200
 """Rows that are looked at."""
@@ -44,21 +44,33 @@ def check(config: RunConfig) -> Iterator[Finding]:
 
 
 def first_rows(section: ProblemsConfig, most: int = SAMPLE) -> list[dict[str, Any]] | Finding:
-    """The first rows of a set that is on this machine; none of a set that has no rows, or is elsewhere."""
-    if section.source not in WITH_ANSWER or section.path is None or "://" in section.path:
+    """The first rows of a set that is on this machine, without those that cannot be read; or why there are none."""
+    if section.source not in WITH_ANSWER or section.path is None:
         return []
-    rows = tables.read_rows(Path(section.path))
+    if hub_sets.is_address(section.path):
+        try:
+            address = hub_sets.parse(section)
+        except ValueError as error:
+            return Finding("problems", "error", str(error))
+        return Finding("problems", "unchecked", f"{address.repo} is read from the hub when the run begins.")
     try:
-        return [row for _, _, row in itertools.islice(rows, most)]
-    except ValueError as error:  # whether a row that cannot be read stops the run is for the stage to say
+        rows = list(itertools.islice(tables.rows(hub_sets.local_files(section)), most))
+    except ValueError as error:  # whether that stops the run is for the stage to say
         return Finding("problems", "unchecked", str(error))
+    if not rows:
+        return Finding("problems", "error", f"{section.path}: there is not one row in it.")
+    bad = [row.data.at(row.where) for row in rows if isinstance(row.data, BadRow)]
+    if bad and (section.bad_rows == "stop" or len(bad) == len(rows)):
+        return Finding("problems", "unchecked", str(bad[0]))
+    # one that is left out hides nothing of the others
+    return [row.data for row in rows if not isinstance(row.data, BadRow)]
 
 
 def check_gold(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: str) -> Iterator[Finding]:
     """Whether rows have gold answers under the name that is given."""
     key = f"{what}.answer_field"
     field = section.answer_field
-    with_one = sum(row.get(field) not in (None, "") for row in rows)
+    with_one = sum(_has_gold(row, field) for row in rows)
     if with_one == len(rows):
         yield Finding(key, "ok", f"{field}: all of the first {len(rows):,} rows have a gold answer")
         return
@@ -76,6 +88,14 @@ def check_gold(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: st
     )
     # an empty field may be filled further down; one that is not there at all is not
     yield Finding(key, "warning" if any(field in row for row in rows) else "error", text)
+
+
+def _has_gold(row: dict[str, Any], field: str) -> bool:
+    """Whether the stage finds a gold answer; NaN and blanks are none."""
+    try:
+        return field in row and values.gold(row, field) is not None
+    except (BadRow, *values.UNEXPECTED):  # left out
+        return False
 
 
 def _is_answer(rows: Sequence[dict[str, Any]], name: str) -> bool:
