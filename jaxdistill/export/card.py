@@ -171,7 +171,9 @@ def _data(config: RunConfig, run: RunDir, shared: RunDir) -> list[str]:
 
 def _source(problems: ProblemsConfig) -> str:
     known = DATA.get(problems.source, {})
-    text = known.get("text") or f"`{Path(problems.path).name if problems.path else problems.source}`"
+    path = problems.path or ""
+    name = path if path.startswith(("hf://", "https://huggingface.co/")) else Path(path).name or problems.source
+    text = known.get("text") or f"`{name}`"
     return f"{text}; licence: {known.get('licence', UNKNOWN)}"
 
 

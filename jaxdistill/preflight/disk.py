@@ -14,8 +14,8 @@ from jaxdistill import hub
 from jaxdistill.config import ArchitectureConfig, ProblemsConfig, RunConfig, with_baseline
 from jaxdistill.preflight.finding import Finding
 from jaxdistill.preflight.repositories import config_of
+from jaxdistill.records import RunDir
 
-GB = 1e9
 LINES = 1000
 """Of a file, that are read to tell how many it has."""
 TRACE_BYTES = 9
@@ -38,18 +38,24 @@ def check(config: RunConfig) -> Iterator[Finding]:
     sizes = [student_bytes(each) for each in runs]
     known = [size for size in sizes if size is not None]
     yield from compare(
-        shutil.disk_usage(folder).free,
+        shutil.disk_usage(folder).free + _written(RunDir(Path(config.run_dir).expanduser())),
         traces_bytes(config, problems_of(config.problems)),
         sum(known) if len(known) == len(sizes) else None,
         str(folder),
     )
 
 
+def _written(run: RunDir) -> int:
+    """Bytes of checkpoints and exports that are there, and would be replaced."""
+    folders = (run.checkpoints, run.export, run.root / "baselines")
+    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+
+
 def compare(free: int, traces: int | None, students: int | None, where: str) -> Iterator[Finding]:
     """What to say of so many bytes; None where they are not known. Those of traces are an upper bound."""
     says = (
-        f"{free / GB:,.1f} GB are free at {where}; checkpoints and exports take {_about(students, 'about')}, "
-        f"traces and rows {_about(traces, 'at most')}"
+        f"{_size(free)} of space are free at {where}; checkpoints and exports take {_about(students, 'about')}, traces "
+        f"and rows {_about(traces, 'at most')}"
     )
     if (students or 0) > free:
         yield Finding("disk", "error", f"{says}; make room, name another run_dir, or lower train.keep_checkpoints.")
@@ -60,7 +66,11 @@ def compare(free: int, traces: int | None, students: int | None, where: str) -> 
 
 
 def _about(size: int | None, word: str) -> str:
-    return "an unknown part of it" if size is None else f"{word} {size / GB:,.1f} GB"
+    return "an unknown part of it" if size is None else f"{word} {_size(size)}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
 def problems_of(section: ProblemsConfig) -> int | None:

@@ -99,8 +99,8 @@ def _has_gold(row: dict[str, Any], field: str) -> bool:
 
 
 def _is_answer(rows: Sequence[dict[str, Any]], name: str) -> bool:
-    values = [row.get(name) for row in rows]
-    return all(isinstance(value, str | int | float) for value in values if value is not None) and any(values)
+    found = [row.get(name) for row in rows]
+    return all(isinstance(value, str | int | float) for value in found if value is not None) and any(found)
 
 
 def check_thinking(rows: Sequence[dict[str, Any]], traces: TracesConfig, *, required: bool) -> Iterator[Finding]:

@@ -29,7 +29,9 @@ _TOOL_FIELDS = frozenset(("tool_calls", "function_call"))
 _TEXT = {None, "", "text", "output_text", "input_text"}
 _THOUGHT = {"thinking", "reasoning", "thought", "reasoning_content", "reasoning_text", "reasoning.text"}
 _TOOL = {"tool_use", "tool_call", "tool_calls", "function_call", "server_tool_use", "tool_result", "function"}
-_PARTS = (_TEXT - {None, ""}) | _THOUGHT | _TOOL | {"image", "image_url", "input_image", "audio", "input_audio", "video"}
+_PARTS = (
+    (_TEXT - {None, ""}) | _THOUGHT | _TOOL | {"image", "image_url", "input_image", "audio", "input_audio", "video"}
+)
 """Types of parts by which JSON in a text is known to be parts."""
 _HIDDEN = ("redacted", "encrypted")
 _INSIDE = ("text", "thinking", "reasoning", "reasoning_content", "content", "summary", "parts")

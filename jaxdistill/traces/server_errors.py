@@ -68,9 +68,15 @@ _OF_ONE = re.compile(
     re.I,
 )
 """In a refusal: it may well be this request's own fault."""
-_OF_SETTINGS = re.compile(r"\bmax_(?:completion_|output_|new_)?tokens\b.{0,40}(?:too large|too high|exceed|at most|greater|<=)", re.I)
+_OF_SETTINGS = re.compile(
+    r"\bmax_(?:completion_|output_|new_)?tokens\b.{0,40}(?:too large|too high|exceed|at most|greater|<=)", re.I
+)
 """In a refusal: what is too large is a setting of all requests, and not this one's prompt."""
-_ITS_OWN = re.compile(r"\b(?=\w*\d)[0-9a-f]{8,}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b(?:req|chatcmpl|cmpl|as|call|msg|trace)[-_]\w{6,}|\b\d{6,}\w*", re.I)
+_ITS_OWN = re.compile(
+    r"\b(?=\w*\d)[0-9a-f]{8,}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
+    r"|\b(?:req|chatcmpl|cmpl|call|msg|trace)[-_]\w{6,}|\b\d{6,}\w*",
+    re.I,
+)
 """Names of single requests, which servers put into what they say, and times."""
 _SPENT = re.compile(
     r"insufficient.?(quota|balance|credits?|funds)|exceeded your current quota|billing|payment|per[ -]day|daily"

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from jaxdistill.records import split_response
+from jaxdistill.traces import tags
 
 OPEN, CLOSE = "<think>", "</think>"
-KNOWN_TAGS = (
-    (OPEN, CLOSE),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThoughts, Bespoke-Stratos
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<thoughts>", "</thoughts>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<reason>", "</reason>"),
-    ("<scratchpad>", "</scratchpad>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
-    ("<seed:think>", "</seed:think>"),  # Seed-OSS
-    ("<longcat_think>", "</longcat_think>"),
-    ("[THINK]", "[/THINK]"),  # Magistral
-    ("◁think▷", "◁/think▷"),  # Kimi
-    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),  # gpt-oss
-)
-"""Tags that published traces are written with; an imported response that begins with such a one is read by them."""
+_FINAL = {"<|channel|>analysis<|message|>": "<|end|><|start|>assistant<|channel|>final<|message|>"}
+KNOWN_TAGS = tuple((opening, _FINAL.get(opening, closing)) for opening, closing in tags.KNOWN)
+"""`tags.KNOWN`, gpt-oss's up to its final channel; an imported response that begins with such a one is read by them."""
 SOLUTION_TAGS = (("<|begin_of_solution|>", "<|end_of_solution|>"), ("<|START_RESPONSE|>", "<|END_RESPONSE|>"))
 """What some teachers put around the answer behind their thinking; no part of the answer."""
 ENDS = (

@@ -415,7 +415,7 @@ def test_a_stop_token_at_the_end_is_the_end_of_the_turn(tmp_path, end):
 
 
 def test_every_stop_token_of_generation_ends_a_response_early(tmp_path):
-    """axolotl-ai-cloud/axolotl#1847: an end is an end, whichever of the names it has."""
+    """An end is an end, whichever of the names it has."""
     run = write_run(tmp_path, samples_of("math", 3))
     bad = make_trace("p-math-0/plain/0", "p-math-0", 0, "<think>\n a<|endoftext|>\n</think>\n1")
     write_records(run.traces / "traces.parquet", Trace, [bad, *list(read_records(run.traces, Trace))[1:]])

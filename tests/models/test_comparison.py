@@ -134,7 +134,7 @@ def test_a_config_that_says_something_else_is_found(tmp_path):
 def test_tokens_show_windows_that_are_not_too_long():
     shape = {
         "model_type": "mistral", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "max_position_embeddings": 4096,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096,
     }  # fmt: skip
 
     def tokens(**more):

@@ -180,7 +180,7 @@ def test_the_first_rows_of_a_set_are_looked_at(tmp_path):
 
 
 def test_a_set_that_cannot_be_read_is_for_the_stage_to_refuse(tmp_path):
-    (tmp_path / "p.jsonl").write_text("{no json\n")
+    (tmp_path / "p.jsonl").write_text("{no json\n" * 3)
     config = build(
         TINY | CONFIG | {"problems": {"source": "jsonl", "path": str(tmp_path / "p.jsonl")}, "evaluate": None}
     )
@@ -228,8 +228,11 @@ def chat(text, **more):
         (chat("2", reasoning=[{"type": "text", "text": "Hm."}]), "ok", ""),
         (chat([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "2"}]), "ok", ""),
         ({"messages": json.dumps(chat("2", thinking="Hm.")["messages"])}, "ok", ""),
-        (chat("<scratchpad>Hm.</scratchpad>2"), "error", "set traces.think_tags: ['<scratchpad>', '</scratchpad>']"),
-        (chat("<|START_THINKING|>Hm.<|END_THINKING|>2"), "error", "['<|START_THINKING|>', '<|END_THINKING|>']"),
+        (chat("<scratchpad>Hm.</scratchpad>2"), "ok", ""),  # a form that the import knows
+        (chat("<analysis>Hm.</analysis>2"), "ok", ""),
+        # tags that the import knows where a response begins with them alone
+        (chat("So: <analysis>Hm.</analysis>2"), "error", "set traces.think_tags: ['<analysis>', '</analysis>']"),
+        (chat("So: <unused94>Hm.<unused95>2"), "error", "['<unused94>', '<unused95>']"),
         (chat("<my_thoughts>Hm.</my_thoughts>2"), "warning", ""),
         (chat("It is 2."), "warning", "set verify.think: optional"),
     ],
@@ -247,10 +250,10 @@ def test_rows_with_their_own_tags_are_well():
 
 
 def test_an_import_with_other_tags_is_refused_before_verify(tmp_path, capsys):
-    path = jsonl(tmp_path / "p.jsonl", [chat("<scratchpad>Hm.</scratchpad>2") | {"answer": "2"}] * 20)
+    path = jsonl(tmp_path / "p.jsonl", [chat("So: <analysis>Hm.</analysis>2") | {"answer": "2"}] * 20)
     more = {"problems": {"source": "messages", "path": path}, "evaluate": None}
     assert cli.main(["generate", str(tiny_config(tmp_path, **more))]) == 1
-    assert "set traces.think_tags: ['<scratchpad>', '</scratchpad>']" in capsys.readouterr().err
+    assert "set traces.think_tags: ['<analysis>', '</analysis>']" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------------- teacher and disk
@@ -288,7 +291,7 @@ def test_a_run_that_cannot_fit_is_refused(tmp_path):
     assert only(disk.check(config)).level == "ok"
     huge = {"hidden_size": 1 << 20, "intermediate_size": 1 << 22, "num_hidden_layers": 100, "head_dim": 1 << 10}
     student = TINY["student"] | {"architecture": TINY["student"]["architecture"] | huge}
-    with pytest.raises(ValueError, match=r"disk: .* GB are free at .*make room"):
+    with pytest.raises(ValueError, match=r"disk: .* of space are free at .*make room"):
         preflight.refuse(build(TINY | {"run_dir": str(tmp_path), "student": student}))
 
 

@@ -1,6 +1,7 @@
 """The engine `jax`: the embedded decoder behind the common interface."""
 
 import dataclasses
+import sys
 
 import jax
 import numpy as np
@@ -22,6 +23,22 @@ def generate(folder, requests, sampling):
 def test_greedy_tokens_are_those_of_transformers(checkpoint):  # noqa: F811
     requests, sampling = demo_requests(checkpoint, 16, temperature=0.0)
     assert_greedy(checkpoint, requests, sampling, generate(checkpoint, requests, sampling))
+
+
+def test_a_teacher_is_compared_with_transformers_before_it_is_asked(checkpoint, capsys, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    requests, sampling = demo_requests(checkpoint, 2, temperature=0.0)
+    options = {"vllm": VLLMConfig(), "batch": 8, "check": True}
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "torch", None)
+        with pytest.raises(ValueError, match=r"torch .* is not installed; .* or set student\.check: false"):
+            next(engines.generate("jax", checkpoint, requests, sampling, **options))
+        assert not list(
+            engines.generate("jax", checkpoint, [], sampling, **options)
+        )  # nothing to ask, nothing to check
+    for count in (1, 0):
+        assert len(list(engines.generate("jax", checkpoint, requests, sampling, **options))) == 2
+        assert capsys.readouterr().out.count("is what transformers makes of it") == count
 
 
 def test_a_sample_depends_on_its_seed_and_not_on_its_company(checkpoint):  # noqa: F811
