@@ -198,6 +198,8 @@ def advice(reason: str, config: ServerConfig, models: Sequence[str] = ()) -> str
         return "set server.max_tokens_field: max_completion_tokens"
     if "max_tokens" in said and config.max_tokens_field != "max_tokens":
         return "set server.max_tokens_field: max_tokens"
+    if _OF_SETTINGS.search(said):
+        return "lower traces.max_tokens"
     for name in config.extra:
         if name.lower() in said:
             return f"take {name} out of server.extra"
@@ -210,7 +212,8 @@ def advice(reason: str, config: ServerConfig, models: Sequence[str] = ()) -> str
         return "set server.api: chat"
     if config.api == "chat" and re.search(r"\bprompt\b.*\brequired|chat template", said):
         return "set server.api: completions"
-    if "model" in said and models:
+    # a server of one model speaks of it whatever is wrong
+    if "model" in said and (len(models) > 1 or (models and config.model not in (None, *models))):
         return f"set server.model to what the server has: {', '.join(models[:8])}"
     return "see what the server wants (server.omit, server.extra, server.dialect, server.max_tokens_field, server.api)"
 

@@ -153,6 +153,14 @@ def test_requests_that_are_refused_alike_stop_the_run_whatever_each_is_called(sa
     assert stops[-1].startswith("the first 8 requests were refused, all for one reason: HTTP 400: ")
 
 
+def test_a_server_of_one_model_that_speaks_of_it_has_no_other():
+    config = configs.ServerConfig(urls=("http://h/v1",), api="chat")
+    said = "HTTP 400: max_tokens is too large: 64. This model supports at most 32 completion tokens"
+    assert advice(said, config, ["m"]) == "lower traces.max_tokens"
+    assert "server.model" not in advice("HTTP 400: this model is not for chats", config, ["m"])
+    assert advice("HTTP 400: this model is not for chats", config, ["m", "n"]).startswith("set server.model")
+
+
 @pytest.mark.parametrize(
     "said",
     [
