@@ -15,10 +15,13 @@ OTHER_WORDS = {
     "run_dir": "output_dir out_dir save_dir output_path",
     "problems.path": "traces_path traces_file dataset_name dataset dataset_path datasets data_path train_file"
     " data_files train_dataset",
+    "problems.split": "dataset_split",
+    "problems.config": "dataset_config dataset_config_name subset",
     "problems.count": "max_samples num_samples max_examples limit max_train_samples",
     "problems.problem_field": "prompt_field question_field input_field prompt_key",
     "problems.answer_field": "label_field gold_field ground_truth_field answer_key",
-    "traces.teacher": "teacher_model teacher_model_name_or_path teacher_name teacher_path",
+    "traces.teacher": "traces_model traces_model_name_or_path teacher_model teacher_model_name_or_path"
+    " teacher_name teacher_path",
     "traces.samples": "n num_generations num_return_sequences samples_per_prompt num_rollouts",
     "traces.temperature": "sampling_temperature",
     "traces.max_tokens": "max_new_tokens max_completion_length max_completion_tokens max_response_length",

@@ -189,6 +189,9 @@ def check_student(config: RunConfig, folder: Path) -> None:
     run = RunDir(folder)
     prepare_tokenizer(config, run, run)
     _job(config.data, run, None, None)
+    known = _init_config(config).get("vocab_size") if config.student.init is not None else None
+    if known is not None and (tokens := len(load_tokenizer(str(run.tokenizer)))) > known:  # as `train` has it
+        raise ValueError(f"{config.student.init}: {known} embeddings for a tokenizer of {tokens} tokens.")
 
 
 def _texts(data: DataConfig, shared: RunDir) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jaxdistill import progress
 from jaxdistill.data.tokenizer import CHAT_TEMPLATE
-from jaxdistill.tokenization import decode_response, encode_prompts, render_prompt
+from jaxdistill.tokenization import chats_of, decode_response, encode_prompts, render_chats, render_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +72,12 @@ def check_template(
         raise ValueError(
             f"the student's chat template leaves the problem out of the prompt ({text[:80]!r}); it may want messages "
             f"of parts, which have none here; set data.chat_template ({', '.join(BUILT_IN)} or a file)."
+        )
+    shown = render_chats(tokenizer, chats_of([PROBLEM], system, suffix))[0]
+    if system and system.strip() not in shown:
+        raise ValueError(
+            f"the student's chat template leaves the system prompt out ({shown[:80]!r}); leave data.system out, or set "
+            f"data.chat_template ({', '.join(BUILT_IN)} or a file)."
         )
     _check_tokens(tokenizer, ids)
     ending = ending_of(text)

@@ -10,6 +10,7 @@ from typing import Any
 from jaxdistill.config import ProblemsConfig, RunConfig, TracesConfig
 from jaxdistill.preflight.finding import Finding
 from jaxdistill.traces import hub_sets, imports, tables, tags, values
+from jaxdistill.traces.values import BadRow
 
 SAMPLE = 200
 """Rows that are looked at."""
@@ -43,17 +44,26 @@ def check(config: RunConfig) -> Iterator[Finding]:
 
 
 def first_rows(section: ProblemsConfig, most: int = SAMPLE) -> list[dict[str, Any]] | Finding:
-    """The first rows of a set that is on this machine; none of a set that has no rows, or is elsewhere."""
-    if section.source not in WITH_ANSWER or section.path is None or "://" in section.path:
+    """The first rows of a set that is on this machine, without those that cannot be read; or why there are none."""
+    if section.source not in WITH_ANSWER or section.path is None:
         return []
+    if hub_sets.is_address(section.path):
+        try:
+            address = hub_sets.parse(section)
+        except ValueError as error:
+            return Finding("problems", "error", str(error))
+        return Finding("problems", "unchecked", f"{address.repo} is read from the hub when the run begins.")
     try:
         rows = list(itertools.islice(tables.rows(hub_sets.local_files(section)), most))
-    except ValueError as error:  # for the stage to refuse
+    except ValueError as error:  # whether that stops the run is for the stage to say
         return Finding("problems", "unchecked", str(error))
-    bad = [row.data.at(row.where) for row in rows if isinstance(row.data, values.BadRow)]
-    if rows and len(bad) == len(rows):
+    if not rows:
+        return Finding("problems", "error", f"{section.path}: there is not one row in it.")
+    bad = [row.data.at(row.where) for row in rows if isinstance(row.data, BadRow)]
+    if bad and (section.bad_rows == "stop" or len(bad) == len(rows)):
         return Finding("problems", "unchecked", str(bad[0]))
-    return [row.data for row in rows if not isinstance(row.data, values.BadRow)]  # the stage counts the others
+    # one that is left out hides nothing of the others
+    return [row.data for row in rows if not isinstance(row.data, BadRow)]
 
 
 def check_gold(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: str) -> Iterator[Finding]:
@@ -81,9 +91,10 @@ def check_gold(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: st
 
 
 def _has_gold(row: dict[str, Any], field: str) -> bool:
+    """Whether the stage finds a gold answer; NaN and blanks are none."""
     try:
-        return values.gold(row, field) is not None
-    except values.BadRow:
+        return field in row and values.gold(row, field) is not None
+    except (BadRow, *values.UNEXPECTED):  # left out
         return False
 
 

@@ -21,6 +21,7 @@ def check(config: RunConfig, what: str) -> Iterator[Finding]:
             yield Finding(f"{what}.init", found.level, found.text)
             return
         yield from check_family(found, student.init, f"{what}.init")
+        yield from check_files(student.init, f"{what}.init")
     name = student.tokenizer
     if name not in (None, "train") and not Path(name).is_dir() and name != hub.DEMO:
         found = config_of(name, None, "tokenizer_config.json")
@@ -37,11 +38,27 @@ def check_family(config: dict, name: str, what: str) -> Iterator[Finding]:
     from jaxdistill.models import ModelConfig  # imports JAX
 
     try:
-        model = ModelConfig.from_hf(config.get("text_config", config), name)
+        model = ModelConfig.from_hf(config, name)
     except ValueError as error:
         yield Finding(what, "error", str(error))
     else:
         yield Finding(what, "ok", f"{name}: {model.model_type}, {model.num_layers} layers of {model.hidden_size}")
+
+
+def check_files(name: str, what: str) -> Iterator[Finding]:
+    """Whether the files of a checkpoint that is here are whole: their headers, and no weights."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return
+    from jaxdistill.models.tensor_files import open_tensors, read_header
+
+    try:
+        if hub.is_adapter(folder):
+            read_header(folder / hub.ADAPTER_WEIGHTS)
+        else:
+            open_tensors(folder)
+    except ValueError as error:
+        yield Finding(what, "error", str(error))
 
 
 def check_texts(config: RunConfig, what: str) -> Iterator[Finding]:

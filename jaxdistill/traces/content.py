@@ -29,6 +29,10 @@ _TOOL_FIELDS = frozenset(("tool_calls", "function_call"))
 _TEXT = {None, "", "text", "output_text", "input_text"}
 _THOUGHT = {"thinking", "reasoning", "thought", "reasoning_content", "reasoning_text", "reasoning.text"}
 _TOOL = {"tool_use", "tool_call", "tool_calls", "function_call", "server_tool_use", "tool_result", "function"}
+_PARTS = (
+    (_TEXT - {None, ""}) | _THOUGHT | _TOOL | {"image", "image_url", "input_image", "audio", "input_audio", "video"}
+)
+"""Types of parts by which JSON in a text is known to be parts."""
 _HIDDEN = ("redacted", "encrypted")
 _INSIDE = ("text", "thinking", "reasoning", "reasoning_content", "content", "summary", "parts")
 _SETTINGS = set("on off true false none null auto minimal low medium high xhigh max enabled disabled yes no".split())
@@ -88,6 +92,7 @@ def thoughts_of(value: Any, name: str) -> str:
     found, hidden = _blocks(value)
     if not found.strip() and hidden:
         raise BadRow("its thoughts are hidden", f": {name!r} is {shown(value)}")
+    found = thinking.bare(found)
     return "" if not found.strip() or found.strip().lower() in _SETTINGS else found.strip("\n")
 
 
@@ -194,13 +199,16 @@ def turned(value: dict[str, Any]) -> list[dict[str, Any]] | None:
 def _encoded(text: str, *, only_parts: bool = False) -> Any:
     """A list of objects that was written into a text as JSON (tables whose rows differ do so); None if it is none."""
     begin = text[:32].lstrip().replace(" ", "").replace("\n", "")
-    if not begin.startswith('[{"type"' if only_parts else '[{"'):
+    if not begin.startswith('[{"'):
         return None
     try:
         found = json_rows.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, list) and all(isinstance(part, dict) for part in found) else None
+    if not isinstance(found, list) or not all(isinstance(part, dict) for part in found):
+        return None
+    # keys come in any order; a text that is JSON of something else is a text
+    return found if not only_parts or all(str(part.get("type")) in _PARTS for part in found) else None
 
 
 def _calls(value: Any) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -185,6 +186,8 @@ def _r1(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> 
     generations = values.field(data, "generations")
     if isinstance(generations, str):
         generations = _decoded(generations)
+    if isinstance(generations, dict):  # a sequence of objects, as `datasets` writes it
+        generations = content.turned(generations)
     if not isinstance(generations, list):
         raise BadRow("field 'generations' is not a list of texts", f": {values.shown(generations)}")
     prompt = values.text(data, config.problem_field)
@@ -220,7 +223,8 @@ def _generation(value: Any, tags: tuple[str, str]) -> str | BadRow:
 def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
     """The first question of a chat and its answer; what comes behind them is not looked at."""
     question, thoughts = None, []
-    for turn in _turns(value, name):
+    turns = _turns(value, name)
+    for turn, following in itertools.zip_longest(turns, turns[1:]):
         role = _role(turn)
         if role == "system":
             continue
@@ -230,7 +234,10 @@ def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
             question = content.question(turn)
         elif role == "assistant" and not str(turn.get("channel") or "").startswith("analysis"):
             thoughts, text = content.response(turn, tags, thoughts)
-            if text.strip():
+            only = thinking.only(text, tags)
+            if only and isinstance(following, dict) and _role(following) == "assistant":  # which is its answer
+                thoughts.append(only)
+            elif text.strip():
                 return Exchange(question, (content.whole(thoughts, text),))
         elif role in ("assistant", "thoughts"):  # thoughts that are a turn of their own
             inside, text = content.response(turn, tags)

@@ -77,7 +77,7 @@ class LeftOut:
             say(f"  {total:,} of {self.rows:,} rows cannot be read and are left out:")
         for counted, what in ((self.reasons, ""), (self.responses, "a response left out: ")):
             for reason, count in counted.most_common(10):
-                say(f"    {count:>9,}  {what}{reason}; first {''.join(self.first[reason])[-_START:]}")
+                say(f"    {count:>9,}  {what}{reason}; first {_first(*self.first[reason])}")
 
     def counts(self) -> dict[str, Any]:
         """For the manifest; empty if nothing was left out."""
@@ -143,6 +143,11 @@ def _table(counted: Counter[str], first: dict[str, tuple[str, str]]) -> dict[str
         reason: {"count": count, "first": first[reason][0], "detail": first[reason][1].lstrip(":; ")[:_START]}
         for reason, count in counted.most_common()
     }
+
+
+def _first(where: str, detail: str) -> str:
+    """The place, its end if it is long, and what begins the detail."""
+    return where[-_START:] + (detail if len(detail) <= _START else f"{detail[:_START]}...")
 
 
 def _start(data: Any) -> str:

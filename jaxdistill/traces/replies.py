@@ -186,6 +186,7 @@ def _text(choice: dict[str, Any], api: str, reason: str) -> str:
     for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details"):
         if not thoughts and message.get(name):
             thoughts = _flat(message[name])
+    thoughts = thinking.bare(thoughts)
     if thinking.OPEN in content or thinking.CLOSE in content:  # left there although it was also taken out
         return content
     if thoughts and not content.strip() and reason == "length":  # cut off before the thinking was over

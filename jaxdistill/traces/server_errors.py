@@ -47,7 +47,15 @@ class Failed(Exception):
     @property
     def of_all(self) -> bool:
         """Whether the request is refused for what all requests have in common, as far as one can tell."""
-        return not self.retry and self.status is not None and not _OF_ONE.search(str(self))
+        said = str(self)
+        if self.retry or self.status is None:
+            return False
+        return not _OF_ONE.search(said) or bool(_OF_SETTINGS.search(said) and "context" not in said.lower())
+
+    @property
+    def kind(self) -> str:
+        """The reason without what only this request has: two requests that fail alike have one."""
+        return _ITS_OWN.sub("...", str(self))
 
 
 class Refused(ValueError):
@@ -60,6 +68,16 @@ _OF_ONE = re.compile(
     re.I,
 )
 """In a refusal: it may well be this request's own fault."""
+_OF_SETTINGS = re.compile(
+    r"\bmax_(?:completion_|output_|new_)?tokens\b.{0,40}(?:too large|too high|exceed|at most|greater|<=)", re.I
+)
+"""In a refusal: what is too large is a setting of all requests, and not this one's prompt."""
+_ITS_OWN = re.compile(
+    r"\b(?=\w*\d)[0-9a-f]{8,}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
+    r"|\b(?:req|chatcmpl|cmpl|call|msg|trace)[-_]\w{6,}|\b\d{6,}\w*",
+    re.I,
+)
+"""Names of single requests, which servers put into what they say, and times."""
 _SPENT = re.compile(
     r"insufficient.?(quota|balance|credits?|funds)|exceeded your current quota|billing|payment|per[ -]day|daily"
     r"|quota.{0,60}exhaust|exhaust.{0,60}quota",
@@ -180,6 +198,8 @@ def advice(reason: str, config: ServerConfig, models: Sequence[str] = ()) -> str
         return "set server.max_tokens_field: max_completion_tokens"
     if "max_tokens" in said and config.max_tokens_field != "max_tokens":
         return "set server.max_tokens_field: max_tokens"
+    if _OF_SETTINGS.search(said):
+        return "lower traces.max_tokens"
     for name in config.extra:
         if name.lower() in said:
             return f"take {name} out of server.extra"
@@ -192,7 +212,8 @@ def advice(reason: str, config: ServerConfig, models: Sequence[str] = ()) -> str
         return "set server.api: chat"
     if config.api == "chat" and re.search(r"\bprompt\b.*\brequired|chat template", said):
         return "set server.api: completions"
-    if "model" in said and models:
+    # a server of one model speaks of it whatever is wrong
+    if "model" in said and (len(models) > 1 or (models and config.model not in (None, *models))):
         return f"set server.model to what the server has: {', '.join(models[:8])}"
     return "see what the server wants (server.omit, server.extra, server.dialect, server.max_tokens_field, server.api)"
 
@@ -217,8 +238,8 @@ class Tally:
         """Counts a request that failed for good; gives the reason to stop the run, if there is one now."""
         reason = str(error)
         if error.of_all and not self.answered:
-            self._refused[reason] += 1
-            times = self._refused[reason]
+            self._refused[error.kind] += 1
+            times = self._refused[error.kind]
             if times >= PROBES and 2 * times >= self.asked:
                 return f"the first {times} requests were refused, all for one reason: {reason}"
         if error.retry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxdistill.records import split_response
 from jaxdistill.traces import tags
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -66,6 +67,26 @@ def tags_of(response: str, tags: tuple[str, str] = (OPEN, CLOSE)) -> tuple[str, 
     if tags[1] in response or CLOSE in response or begin.startswith(tags[0]):
         return tags
     return next((known for known in KNOWN_TAGS if begin.startswith(known[0])), tags)
+
+
+def bare(thoughts: str) -> str:
+    """Thoughts of a field of their own without tags around them, which some servers and sets leave there, too.
+
+    Tags further inside are words, and so is an opening one whose closing one does not stand at the end.
+    """
+    inner = thoughts.strip()
+    for begin, end in KNOWN_TAGS:
+        if inner.startswith(begin) and (inner.endswith(end) or end not in inner):
+            return inner.removeprefix(begin).removesuffix(end).strip("\n")
+        if inner.endswith(end) and begin not in inner:  # the prompt had opened them
+            return inner.removesuffix(end).strip("\n")
+    return thoughts
+
+
+def only(response: str, tags: tuple[str, str] = (OPEN, CLOSE)) -> str | None:
+    """The thoughts of a response that has nothing else; None if it has an answer, or no thoughts."""
+    inside, answer = split_response(normalize_imported(response, tags))
+    return None if answer else inside
 
 
 def join(thinking: str | None, content: str) -> str:

@@ -100,17 +100,18 @@ def _incorrect(looked: Looked, reasons: Counter[str], verify: VerifyConfig, trac
             f"the gold answers are whole texts, as {gold[0][:SHOWN]!r}...; name the field that holds the final answer "
             "with problems.answer_field."
         )
+    # before the gold answers are blamed: those of questions of yes and no have but two values
+    if "no answer" in top or ("gold" not in top and not any(looked.extracted)):
+        found = f"{top or 'no answer found'}: the responses state none that can be found"
+        if traces.engine == "import":
+            return f"{found}, as in \\boxed{{}}; set verify.answer: false to take them unchecked."
+        return f"{found}; ask for it with traces.suffix: {BOXED}."
     if len(gold) >= 10 and len(set(gold)) <= 2:
         only = " and ".join(repr(text[:SHOWN]) for text in sorted(set(gold)))
         return f"the gold answers are nothing but {only}; name another field with problems.answer_field."
     if "gold" in top:
         otherwise = "name another field with problems.answer_field, or set verify.answer: false"
         return f"{top}, as {gold[0][:SHOWN]!r}; {otherwise}."
-    if "no answer" in top or not any(looked.extracted):
-        return (
-            f"{top or 'no answer found'}: the responses state none that can be found; ask for it with "
-            f"traces.suffix: {BOXED}."
-        )
     pairs = [(e, g) for e, g in zip(looked.extracted, looked.gold, strict=True) if e]
     said, wanted = pairs[0]
     return (

@@ -57,6 +57,8 @@ def test_every_key_that_is_offered_is_there():
         ("train.gradient_checkpointing", "train.remat"),
         ("train.save_steps", "train.checkpoint_every"),
         ("model_name_or_path", "student.init"),
+        ("traces.model", "traces.teacher"),
+        ("problems.dataset_split", "problems.split"),
         ("model.name_or_path", "student.init"),
         ("dataset_name", "problems.path"),
         ("dataset.name", "problems.path"),

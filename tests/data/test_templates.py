@@ -53,6 +53,16 @@ def test_a_bos_that_chatml_writes_anyway_is_not_written_twice(tmp_path):
     assert ids[0] == tokenizer.bos_token_id != ids[1]
 
 
+def test_a_template_that_drops_the_system_prompt_is_refused(tmp_path):
+    template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    tokenizer = made(tmp_path / "t", "qwen3", template)
+    assert check_template(tokenizer, "reasoning", None, "").thinking == "none"
+    with pytest.raises(ValueError, match=r"leaves the system prompt out .*data\.chat_template"):
+        check_template(tokenizer, "reasoning", "Be brief.", "")
+    kept = made(tmp_path / "k", "qwen3", template_text("chatml"))
+    assert check_template(kept, "reasoning", " Be brief.\n", "").thinking == "none"
+
+
 def test_a_template_with_two_bos_is_refused(tmp_path):
     """deepseek-ai/DeepSeek-R1#151, OpenRLHF/OpenRLHF#393: one of the template, and one more in front of it."""
     tokenizer = made(tmp_path / "t", "llama3", "{{ bos_token }}" + str(FAMILIES["llama3"][0]))

@@ -15,6 +15,7 @@ from tests.traces.strict_server import StrictServer
 from tests.traces.test_server import QUICK
 
 CONFIG = {"run_dir": "run"}
+DEMO_CONFIG = hub.demo_teacher() / "config.json"
 IMPORT = TracesConfig(engine="import")
 
 
@@ -53,6 +54,11 @@ def change(name, **values):
     return edit
 
 
+def cut(name, data):
+    """A pointer of Git LFS, or a download that was broken off."""
+    return lambda folder: (folder / name).write_bytes(data)
+
+
 def without(*names):
     def edit(folder):
         for name in names:
@@ -68,6 +74,12 @@ def without(*names):
         (without("chat_template.jinja"), "no chat template, as base models' often have none; set data.chat_template"),
         (without("tokenizer.json"), "no tokenizer.json"),
         (without("model.safetensors"), "no weights"),
+        (cut("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "not a whole safetensors file"),
+        (change("config.json", vocab_size=100), "100 embeddings for a tokenizer of 414 tokens"),
+        (
+            change("config.json", model_type="gemma3", text_config=json.loads(DEMO_CONFIG.read_text())),
+            "model_type 'gemma3' (its text part alone is gemma3_text) is not supported",
+        ),
         (
             change("config.json", max_position_embeddings=64),
             "data.row_tokens=136 is beyond the student's context of 64",
@@ -175,6 +187,35 @@ def test_a_set_that_cannot_be_read_is_for_the_stage_to_refuse(tmp_path):
     assert levels(problems.check(config)) == ["unchecked"]
 
 
+def test_one_row_that_cannot_be_read_hides_nothing_of_the_others(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text("{no json\n" + "".join(json.dumps({"problem": "x", "gold": "1"}) + "\n" for _ in range(9)))
+    sets = {"problems": {"source": "jsonl", "path": str(path)}, "evaluate": None}
+    assert "set problems.answer_field: gold" in only(problems.check(build(TINY | CONFIG | sets))).text
+    sets["problems"]["bad_rows"] = "stop"
+    assert levels(problems.check(build(TINY | CONFIG | sets))) == ["unchecked"]
+
+
+@pytest.mark.parametrize(
+    ("path", "level"),
+    [("hf://datasets/owner/name", "unchecked"), ("hf://owner/name", "unchecked"), ("hf://name", "error")],
+)
+def test_an_address_of_the_hub_is_looked_at(path, level):
+    sets = {"problems": {"source": "jsonl", "path": path}, "evaluate": None}
+    assert levels(problems.check(build(TINY | CONFIG | sets))) == [level]
+
+
+def test_a_set_without_rows_is_found(tmp_path):
+    (tmp_path / "p.jsonl").write_text("\n")
+    sets = {"problems": {"source": "jsonl", "path": str(tmp_path / "p.jsonl")}, "evaluate": None}
+    assert "not one row" in only(problems.check(build(TINY | CONFIG | sets))).text
+
+
+@pytest.mark.parametrize("value", [float("nan"), "  ", None, [], "nan"])
+def test_what_the_stage_takes_for_no_gold_answer_is_none_here(value):
+    assert gold([{"problem": "x", "answer": value}] * 9).level == "warning"
+
+
 def chat(text, **more):
     return {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": text, **more}]}
 
@@ -188,8 +229,10 @@ def chat(text, **more):
         (chat([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "2"}]), "ok", ""),
         ({"messages": json.dumps(chat("2", thinking="Hm.")["messages"])}, "ok", ""),
         (chat("<scratchpad>Hm.</scratchpad>2"), "ok", ""),  # a form that the import knows
-        (chat("<analysis>Hm.</analysis>2"), "error", "set traces.think_tags: ['<analysis>', '</analysis>']"),
-        (chat("<unused94>Hm.<unused95>2"), "error", "['<unused94>', '<unused95>']"),
+        (chat("<analysis>Hm.</analysis>2"), "ok", ""),
+        # tags that the import knows where a response begins with them alone
+        (chat("So: <analysis>Hm.</analysis>2"), "error", "set traces.think_tags: ['<analysis>', '</analysis>']"),
+        (chat("So: <unused94>Hm.<unused95>2"), "error", "['<unused94>', '<unused95>']"),
         (chat("<my_thoughts>Hm.</my_thoughts>2"), "warning", ""),
         (chat("It is 2."), "warning", "set verify.think: optional"),
     ],
@@ -207,7 +250,7 @@ def test_rows_with_their_own_tags_are_well():
 
 
 def test_an_import_with_other_tags_is_refused_before_verify(tmp_path, capsys):
-    path = jsonl(tmp_path / "p.jsonl", [chat("<analysis>Hm.</analysis>2") | {"answer": "2"}] * 20)
+    path = jsonl(tmp_path / "p.jsonl", [chat("So: <analysis>Hm.</analysis>2") | {"answer": "2"}] * 20)
     more = {"problems": {"source": "messages", "path": path}, "evaluate": None}
     assert cli.main(["generate", str(tiny_config(tmp_path, **more))]) == 1
     assert "set traces.think_tags: ['<analysis>', '</analysis>']" in capsys.readouterr().err

@@ -56,7 +56,14 @@ def text(value):
         answer([{"type": "reasoning", "text": "two and two"}, text(BOXED)]),
         answer([{"type": "reasoning", "summary": [{"type": "summary_text", "text": "two and two"}]}, text(BOXED)]),
         answer([{"type": "thinking", "thinking": [text("two and two")], "closed": True}, text(BOXED)]),  # Mistral's
-        # and in a field
+        answer(json.dumps([{"text": TAGGED, "type": "text"}])),  # keys in the order of the alphabet
+        # and in a field, with tags around it or without
+        answer(BOXED, reasoning_content="<think>\ntwo and two\n</think>"),
+        answer(BOXED, reasoning_content="two and two\n</think>\n"),
+        answer(BOXED, reasoning_content="<think>\ntwo and two"),
+        answer(BOXED, reasoning="<reasoning>two and two</reasoning>"),
+        answer(TAGGED, reasoning_content="<think>two and two</think>"),
+        answer([{"type": "thinking", "thinking": "<think>two and two</think>"}, text(BOXED)]),
         answer(BOXED, reasoning_content="two and two"),
         answer(BOXED, thinking="two and two", reasoning=None),
         answer(BOXED, reasoning=["two and two"]),
@@ -99,6 +106,24 @@ def text(value):
 )
 def test_thoughts_and_answer_are_found(tmp_path, turn):
     assert said(tmp_path, turn) == BOTH
+
+
+def test_thoughts_in_a_turn_before_the_answers_are_its_thoughts(tmp_path):
+    """A turn of tags alone is no answer where the same speaker goes on; as the last turn it was cut off."""
+    thoughts = answer("<think>\ntwo and two\n</think>")
+    assert said(tmp_path, thoughts, answer(BOXED)) == BOTH
+    assert said(tmp_path, thoughts) == ("two and two", "")
+    assert said(tmp_path, answer(TAGGED), answer("And more.")) == BOTH
+
+
+def test_json_in_a_text_that_is_no_list_of_parts_is_text(tmp_path):
+    assert said(tmp_path, answer('[{"type": "cat"}]')) == (None, '[{"type": "cat"}]')
+    assert said(tmp_path, answer('[{"text": "4"}]')) == (None, '[{"text": "4"}]')
+
+
+def test_generations_as_a_struct_of_lists(tmp_path):
+    row = {"problem": "2+2?", "generations": {"text": [TAGGED, "4"], "score": [0.5, 0.25]}}
+    assert responses(tmp_path, "r1", [row]) == ([BOTH, (None, "4")], [])
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,49 @@ def test_the_same_refusal_of_the_first_requests_stops_the_run_and_the_command_as
         assert collect.generate(chat(strict.url, **mended), run)["finished"] == {"stop": 40}
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        # one-api, new-api, OpenAI, vLLM, Volcengine, AWS: what they say names the request
+        "unsupported parameter: seed (request id: 2024112822334455667788abcdef{n:02d})",
+        "unknown field seed, request_id: 3f2504e0-4f89-11d3-9a0c-0305e82c33{n:02d}",
+        "Unsupported parameter seed. Request id: req_7Abcdefghij{n:02d}",
+        "unsupported seed: chatcmpl-1234567abcdef{n:02d}",
+        # of all requests, though something is too large
+        "max_tokens is too large: 32768. This model supports at most 16384 completion tokens",
+        "max_completion_tokens exceeds the limit of 8192",
+    ],
+)
+def test_requests_that_are_refused_alike_stop_the_run_whatever_each_is_called(said):
+    tally = Tally(100)
+    stops = []
+    for n in range(10, 10 + server_errors.PROBES):
+        tally.asked += 1
+        stops.append(tally.fail(Failed(f"HTTP 400: {said.format(n=n)}", retry=False, status=400)))
+    assert stops[:-1] == [None] * (server_errors.PROBES - 1)
+    assert stops[-1].startswith("the first 8 requests were refused, all for one reason: HTTP 400: ")
+
+
+def test_a_server_of_one_model_that_speaks_of_it_has_no_other():
+    config = configs.ServerConfig(urls=("http://h/v1",), api="chat")
+    said = "HTTP 400: max_tokens is too large: 64. This model supports at most 32 completion tokens"
+    assert advice(said, config, ["m"]) == "lower traces.max_tokens"
+    assert "server.model" not in advice("HTTP 400: this model is not for chats", config, ["m"])
+    assert advice("HTTP 400: this model is not for chats", config, ["m", "n"]).startswith("set server.model")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "This model's maximum context length is 4096 tokens. However, you requested 8192 (max_tokens exceeds)",
+        "the prompt is too long: 9000 tokens",
+        "content_filter",
+    ],
+)
+def test_what_may_be_one_requests_own_fault_stops_nothing(said):
+    assert not Failed(f"HTTP 400: {said}", retry=False, status=400).of_all
+
+
 def test_a_stage_that_a_strict_server_stops_is_not_done(tmp_path, capsys):
     with StrictServer() as server:
         section = {"urls": [server.url], "api": "chat", **QUICK, "dialect": "vllm"}

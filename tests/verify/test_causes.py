@@ -138,8 +138,12 @@ def test_unknown_elements_at_the_beginning_are_tags():
         (why("malformed", "the thinking is broken", ["<think>a</think><think>b</think>4"]), "one begins '<think>a"),
         (why("truncated", traces=TracesConfig(engine="jax", teacher="demo")), "traces.max_tokens=512; raise it"),
         (why("failed"), "traces.retry_failed: true"),
-        (why("incorrect", "no answer found", gold=["4"] * 9), "traces.suffix: "),
+        (
+            why("incorrect", "no answer found", gold=["4"] * 20, traces=TracesConfig(engine="jax", teacher="demo")),
+            "traces.suffix: ",
+        ),
         (why("incorrect", "different", extracted=["4"] * 20, gold=["True"] * 20), "nothing but 'True'"),
+        (why("undecided", "no answer found", gold=["yes", "no"] * 10), "set verify.answer: false to take them"),
         (why("incorrect", "different", extracted=["4", "5"], gold=["7", "8"]), "says '4', and its gold answer is '7'"),
         (why("undecided", "no gold answer"), "problems.answer_field"),
         (why("loops", "a loop of 300 words"), "a loop of 300 words; the threshold is a key of verify"),
