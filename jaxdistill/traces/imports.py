@@ -5,8 +5,8 @@
     r1                  {"problem": ..., "generations": [..., ...], "answer": ...}
     prompt_completion   {"prompt": ..., "completion": ...}
 
-Of a longer chat the first question and its answer are taken, and nothing behind them is looked at. System and
-developer turns are no part of the problem, and are left out. A chat whose first answer calls a tool has no such answer,
+Of a longer chat the first question and its answer are taken, and nothing behind them is read. System and developer
+turns (and a `system` beside the chat) are no part of the problem, and are left out. Both are counted. A chat whose first answer calls a tool has no such answer,
 and is left out as a whole. `answer` (`problems.answer_field`) is the gold answer wherever a row has it. A response is
 text with its thinking between tags, or beside it (`traces.content`). A chat may also be a struct of lists, as
 `datasets` writes a sequence of objects, or JSON in a text.
@@ -39,6 +39,10 @@ _ROLES = {
 }
 ROLES = {name: role for role, names in _ROLES.items() for name in names.split()}
 """Who speaks, as sets name them."""
+SYSTEM = "the system turn is left out"
+BEHIND = "turns behind the first answer are left out"
+_SYSTEM_FIELDS = ("system", "system_prompt")
+"""Fields beside a chat in which sets keep its system turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Exchange:
     prompt: str
     responses: tuple[str | BadRow, ...]
     """In the place of one that cannot be read is why."""
+    left: tuple[BadRow, ...] = ()
+    """Turns that say something and are not taken: `SYSTEM`, `BEHIND`."""
 
 
 def exchange_of(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str] = TAGS) -> Exchange:
@@ -66,8 +72,8 @@ def exchange_of(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, s
     return found
 
 
-def problem_of(row: Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow]]:
-    """A row's problem, and what is wrong with those of its responses that cannot be read.
+def problem_of(row: Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow], tuple[BadRow, ...]]:
+    """A row's problem, what is wrong with those of its responses that cannot be read, and turns that are not taken.
 
     Raises:
       BadRow: no problem can be read from it, or no response.
@@ -81,7 +87,8 @@ def problem_of(row: Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow]]
         domain=values.domain(row.data, config.domain_field, config.domain),
         source=f"{row.file.source}:{row.number}",
     )
-    return problem, [response for response in found.responses if isinstance(response, BadRow)]
+    bad = [response for response in found.responses if isinstance(response, BadRow)]
+    return problem, bad, (*_system_beside(row.data, config), *found.left)
 
 
 def name_of(row: Row, config: ProblemsConfig) -> str:
@@ -103,6 +110,7 @@ def columns_of(config: ProblemsConfig) -> tuple[list[str], list[str]]:
         "prompt_completion": ["prompt", "completion"],
     }[config.source]
     beside = list(THOUGHT_FIELDS) if config.source == "prompt_completion" else []
+    beside += () if config.source == "r1" else _SYSTEM_FIELDS
     named = [config.answer_field, *filter(None, (config.id_field, config.domain_field))]
     return [*needed, *beside, *named], [*needed, *filter(None, (config.id_field,))]
 
@@ -218,11 +226,13 @@ def _generation(value: Any, tags: tuple[str, str]) -> str | BadRow:
 
 
 def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
-    """The first question of a chat and its answer; what comes behind them is not looked at."""
-    question, thoughts = None, []
-    for turn in _turns(value, name):
+    """The first question of a chat and its answer; what comes behind them is not read, only counted."""
+    question, thoughts, left = None, [], []
+    turns = _turns(value, name)
+    for number, turn in enumerate(turns, start=1):
         role = _role(turn)
         if role == "system":
+            left += [BadRow(SYSTEM, f": {values.shown(_said(turn))}")] if _said(turn) and not left else []
             continue
         if question is None:
             if role != "user":
@@ -231,7 +241,9 @@ def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
         elif role == "assistant" and not str(turn.get("channel") or "").startswith("analysis"):
             thoughts, text = content.response(turn, tags, thoughts)
             if text.strip():
-                return Exchange(question, (content.whole(thoughts, text),))
+                behind = sum(bool(_said(turn)) for turn in turns[number:])
+                left += [BadRow(BEHIND, f": {behind} of {len(turns)}")] if behind else []
+                return Exchange(question, (content.whole(thoughts, text),), tuple(left))
         elif role in ("assistant", "thoughts"):  # thoughts that are a turn of their own
             inside, text = content.response(turn, tags)
             thoughts += [part for part in (*inside, text) if part.strip()]
@@ -242,6 +254,20 @@ def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
     if question is None:
         raise BadRow(f"{name!r} has no question")
     raise _empty(thoughts)
+
+
+def _said(turn: Any) -> Any:
+    """What a turn says, unread; None if nothing."""
+    if not isinstance(turn, dict):
+        return None
+    found = next((turn[name] for name in ("content", "value", "text") if turn.get(name)), None)
+    return None if isinstance(found, str) and not found.strip() else found
+
+
+def _system_beside(data: dict[str, Any], config: ProblemsConfig) -> list[BadRow]:
+    """A system turn that stands in a field beside the chat."""
+    found = [data[name] for name in _SYSTEM_FIELDS if isinstance(data.get(name), str) and data[name].strip()]
+    return [BadRow(SYSTEM, f": {values.shown(found[0])}")] if found and config.source != "r1" else []
 
 
 def _empty(thoughts: list[str]) -> BadRow:

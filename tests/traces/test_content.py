@@ -316,7 +316,7 @@ def test_no_row_whatever_it_holds_does_more_than_be_left_out(source, row):
     file = tables.DataFile("x", "x", "x", lambda: None)
     problem, reason = None, None
     try:
-        problem, _ = imports.problem_of(tables.Row(file, 1, row), config)
+        problem, _, _ = imports.problem_of(tables.Row(file, 1, row), config)
     except values.BadRow as bad:
         reason = bad.reason
     if problem is None:
