@@ -40,7 +40,7 @@ _ROLES = {
 ROLES = {name: role for role, names in _ROLES.items() for name in names.split()}
 """Who speaks, as sets name them."""
 SYSTEM = "the system turn is left out"
-BEHIND = "turns behind the first answer are left out"
+BEHIND = "turns behind the first response are left out"
 _SYSTEM_FIELDS = ("system", "system_prompt")
 """Fields beside a chat in which sets keep its system turn."""
 
@@ -88,7 +88,7 @@ def problem_of(row: Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow],
         source=f"{row.file.source}:{row.number}",
     )
     bad = [response for response in found.responses if isinstance(response, BadRow)]
-    return problem, bad, (*_system_beside(row.data, config), *found.left)
+    return problem, bad, (*_system_beside(row.data), *found.left)
 
 
 def name_of(row: Row, config: ProblemsConfig) -> str:
@@ -106,12 +106,11 @@ def columns_of(config: ProblemsConfig) -> tuple[list[str], list[str]]:
     needed = {
         "messages": ["messages"],
         "sharegpt": ["conversations"],
-        "r1": [config.problem_field, "generations"],
+        "r1": ["generations", config.problem_field],
         "prompt_completion": ["prompt", "completion"],
     }[config.source]
     beside = list(THOUGHT_FIELDS) if config.source == "prompt_completion" else []
-    beside += () if config.source == "r1" else _SYSTEM_FIELDS
-    named = [config.answer_field, *filter(None, (config.id_field, config.domain_field))]
+    named = [*_SYSTEM_FIELDS, config.answer_field, *filter(None, (config.id_field, config.domain_field))]
     return [*needed, *beside, *named], [*needed, *filter(None, (config.id_field,))]
 
 
@@ -182,15 +181,15 @@ def to_trace(problem_id: str, sample: int, response: str, source: str, config: T
 
 
 def _messages(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
-    return _first_exchange(values.field(data, "messages"), "messages", tags)
+    return _first_exchange(values.shape_field(data, "messages"), "messages", tags)
 
 
 def _sharegpt(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
-    return _first_exchange(values.field(data, "conversations"), "conversations", tags)
+    return _first_exchange(values.shape_field(data, "conversations"), "conversations", tags)
 
 
 def _r1(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
-    generations = values.field(data, "generations")
+    generations = values.shape_field(data, "generations")
     if isinstance(generations, str):
         generations = _decoded(generations)
     if not isinstance(generations, list):
@@ -200,7 +199,7 @@ def _r1(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> 
 
 
 def _prompt_completion(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
-    prompt, completion = values.field(data, "prompt"), values.field(data, "completion")
+    prompt, completion = values.shape_field(data, "prompt"), values.shape_field(data, "completion")
     if isinstance(prompt, list | dict):  # the conversational form: both are lists of messages
         more = _turns(completion, "completion") if isinstance(completion, list | dict) else [_answer(completion)]
         return _first_exchange([*_turns(prompt, "prompt"), *more], "prompt", tags)
@@ -227,7 +226,7 @@ def _generation(value: Any, tags: tuple[str, str]) -> str | BadRow:
 
 def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
     """The first question of a chat and its answer; what comes behind them is not read, only counted."""
-    question, thoughts, left = None, [], []
+    question, thoughts, left, asked = None, [], [], True
     turns = _turns(value, name)
     for number, turn in enumerate(turns, start=1):
         role = _role(turn)
@@ -238,7 +237,9 @@ def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
             if role != "user":
                 raise BadRow(f"{name!r} begins with a turn by {_speaker(turn)!r}, not with a question")
             question = content.question(turn)
-        elif role == "assistant" and not str(turn.get("channel") or "").startswith("analysis"):
+            continue
+        asked = asked and role not in ("assistant", "thoughts")
+        if role == "assistant" and not str(turn.get("channel") or "").startswith("analysis"):
             thoughts, text = content.response(turn, tags, thoughts)
             if text.strip():
                 behind = sum(bool(_said(turn)) for turn in turns[number:])
@@ -248,11 +249,13 @@ def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
             inside, text = content.response(turn, tags)
             thoughts += [part for part in (*inside, text) if part.strip()]
         elif role == "user":
-            raise BadRow("two questions, and no answer between them")
+            raise BadRow("two questions, and no response between them")
         else:
-            raise BadRow("the answer calls a tool", f": a turn by {_speaker(turn)!r} comes before it")
+            raise BadRow("the response calls a tool", f": a turn by {_speaker(turn)!r} comes before it")
     if question is None:
         raise BadRow(f"{name!r} has no question")
+    if asked:
+        raise BadRow("no turn of the assistant behind the question")
     raise _empty(thoughts)
 
 
@@ -264,14 +267,14 @@ def _said(turn: Any) -> Any:
     return None if isinstance(found, str) and not found.strip() else found
 
 
-def _system_beside(data: dict[str, Any], config: ProblemsConfig) -> list[BadRow]:
+def _system_beside(data: dict[str, Any]) -> list[BadRow]:
     """A system turn that stands in a field beside the chat."""
     found = [data[name] for name in _SYSTEM_FIELDS if isinstance(data.get(name), str) and data[name].strip()]
-    return [BadRow(SYSTEM, f": {values.shown(found[0])}")] if found and config.source != "r1" else []
+    return [BadRow(SYSTEM, f": {values.shown(found[0])}")] if found else []
 
 
 def _empty(thoughts: list[str]) -> BadRow:
-    return BadRow("the answer is null or empty", "; there are only thoughts, perhaps it was cut off" * bool(thoughts))
+    return BadRow("the response is null or empty", "; there are only thoughts, perhaps it was cut off" * bool(thoughts))
 
 
 def _turns(value: Any, name: str) -> list[Any]:
@@ -295,7 +298,7 @@ def _role(turn: Any) -> str:
       BadRow: a hole in the list, no turn, or a speaker whom nobody knows.
     """
     if turn is None:
-        raise BadRow("a turn before the answer is null")
+        raise BadRow("a turn before the response is null")
     if not isinstance(turn, dict):
         raise BadRow("a turn is not an object", f": {values.shown(turn)}")
     if Twice in map(type, turn.values()):
@@ -304,7 +307,7 @@ def _role(turn: Any) -> str:
     role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         if not any(part is not None for part in turn.values()):
-            raise BadRow("a turn before the answer is null")
+            raise BadRow("a turn before the response is null")
         raise BadRow(f"a turn by {speaker!r}", f"; known are {', '.join(ROLES)}")
     return role
 

@@ -203,6 +203,7 @@ def _gsm8k(row: Row, config: ProblemsConfig) -> Read:
 
 def _jsonl(row: Row, config: ProblemsConfig) -> Read:
     assert not isinstance(row.data, BadRow)
+    values.shape_field(row.data, config.problem_field)
     problem = Problem(
         id=imports.name_of(row, config),
         prompt=values.text(row.data, config.problem_field),

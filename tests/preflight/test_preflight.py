@@ -10,7 +10,9 @@ from jaxdistill.config import ProblemsConfig, ServerConfig, TracesConfig, build
 from jaxdistill.models import ModelConfig, abstract_model
 from jaxdistill.preflight import disk, problems, repositories, students, teachers
 from jaxdistill.preflight.finding import Finding
+from jaxdistill.traces.problems import load_problems
 from tests.helpers import TINY, tiny_config
+from tests.traces.brought import write
 from tests.traces.strict_server import StrictServer
 from tests.traces.test_server import QUICK
 
@@ -151,6 +153,64 @@ def test_gold_answers_under_another_field():
     assert gold([{"problem": "x", "answer": ""}] * 9).level == "warning"  # perhaps further down
     assert gold([{"problem": "x", "answer": "1"}, {"problem": "y"}]).level == "warning"
     assert "name the gold answers with" in gold([{"problem": "x"}]).text
+    # a null or two of other rows do not make the wrong field the right one
+    for value in (None, "", []):
+        assert gold([{"problem": "x", "answer": value}, *({"problem": "y", "gold": "1"} for _ in range(9))]).level == "error"
+
+
+@pytest.mark.parametrize("odd", ["{broken", '{"messages": [', "[1]", "\udcff"])
+def test_an_odd_line_does_not_switch_the_checks_off(tmp_path, capsys, odd):
+    rows = [json.dumps(chat("<think>\nHm.\n</think>\n2") | {"gold": "2"}) for _ in range(40)]
+    rows[15] = odd
+    (tmp_path / "p.jsonl").write_bytes("\n".join(rows).encode(errors="surrogateescape"))
+    problems_ = {"source": "messages", "path": str(tmp_path / "p.jsonl")}
+    for more in ({}, {"answer_field": "final"}):
+        path = tiny_config(tmp_path, problems=problems_ | more, evaluate=None)
+        assert cli.main(["run", str(path), "--dry-run"]) == 1
+        assert "set problems.answer_field: gold" in " ".join(capsys.readouterr().out.split())
+    path = tiny_config(tmp_path, problems=problems_ | {"answer_field": "gold"}, evaluate=None)
+    assert cli.main(["run", str(path), "--dry-run"]) == 0
+
+
+def test_a_file_without_any_gold_answer_is_refused_when_all_of_it_was_seen(tmp_path):
+    for rows, level in ((problems.SAMPLE, "error"), (problems.SAMPLE + 1, "warning")):
+        path = jsonl(tmp_path / "p.jsonl", [{"problem": str(n), "answer": None} for n in range(rows)])
+        config = build(TINY | CONFIG | {"evaluate": None, "problems": {"source": "jsonl", "path": path}})
+        assert only(problems.check(config)).level == level
+
+
+SHAPES = {
+    "messages": {"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "1"}]},
+    "r1": {"problem": "1?", "generations": ["1"]},
+    "prompt_completion": {"prompt": "1?", "completion": "1"},
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("right", SHAPES)
+@pytest.mark.parametrize("named", [*SHAPES, "jsonl"])
+def test_rows_of_another_source_are_told_so_before_anything_else(tmp_path, named, right, suffix):
+    """`source: messages` on rows with `conversations`: it was first said that none shows its thinking."""
+    path = write(tmp_path / f"p{suffix}", [SHAPES[right] | {"answer": "1"}] * 9)
+    if named == right or (named == "jsonl" and right == "r1"):  # whose rows have what jsonl needs
+        return
+    section = {"source": named, "path": str(path)}
+    found = only(problems.check(build(TINY | CONFIG | {"evaluate": None, "problems": section})))
+    assert (found.what, found.level) == ("problems.source", "error")
+    assert f"set problems.source: {right}" in found.text
+    # what a set of the hub, which is not looked at before, is told by the stage
+    with pytest.raises(ValueError, match=rf"no (field|column) .*set source: {right}"):
+        load_problems(ProblemsConfig(**section))
+
+
+def test_a_question_under_another_name(tmp_path):
+    for source, row in (("jsonl", {"q": "1?", "answer": "1"}), ("r1", {"q": "1?", "generations": ["1"], "answer": "1"})):
+        path = jsonl(tmp_path / "p.jsonl", [row] * 9)
+        config = build(TINY | CONFIG | {"evaluate": None, "problems": {"source": source, "path": path}})
+        assert "name the question with problems.problem_field" in only(problems.check(config)).text
+        right = {"source": source, "path": path, "problem_field": "q"}
+        assert levels(problems.check(build(TINY | CONFIG | {"evaluate": None, "problems": right})))[0] == "ok"
 
 
 def test_the_first_rows_of_a_set_are_looked_at(tmp_path):

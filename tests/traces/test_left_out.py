@@ -38,7 +38,7 @@ def test_they_are_counted_listed_and_shown(tmp_path):
     assert counts["bad_rows"]["rows"] == 6
     assert counts["bad_rows"]["left_out"] == 3
     assert counts["bad_rows"]["reasons"]["field 'generations' is not a list of texts"] == {"count": 1} | first
-    assert counts["bad_rows"]["responses"]["the answer is null or empty"]["count"] == 1
+    assert counts["bad_rows"]["responses"]["the response is null or empty"]["count"] == 1
     listed = [json.loads(line) for line in (run.problems / "bad_rows.jsonl").read_text().splitlines()]
     assert [(row["line"], row["left_out"]) for row in listed] == [(2, "row"), (3, "response"), (5, "row"), (6, "row")]
     assert {row["file"] for row in listed} == {str(path)}
@@ -77,7 +77,7 @@ def test_turns_of_chats_that_are_not_taken_are_counted_said_and_shown(tmp_path, 
     }
     said = " ".join(capsys.readouterr().out.split())
     assert "3 rows: the system turn is left out; set data.system to train with one; first" in said
-    assert "2 rows: turns behind the first answer are left out; first" in said
+    assert "2 rows: turns behind the first response are left out; first" in said
     page = report.render(config, run)
     assert imports.SYSTEM in page and "Be &lt;b&gt;brief" in page
 
