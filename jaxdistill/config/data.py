@@ -134,7 +134,7 @@ class DataConfig:
     """The system turn before every question, in training and in evaluation; none if absent. One text for all: the
     system turns of imported chats are left out, and counted."""
     suffix: str = ""
-    """What is written behind every question, in training and in evaluation, such as an instruction to box the answer."""
+    """What is written behind every question, in training and evaluation, such as an instruction to box the answer."""
     chat_template: str | None = None
     """Instead of the tokenizer's own: `plain`, `chatml`, or a file; for base models, which often have none.
 

@@ -6,10 +6,10 @@
     prompt_completion   {"prompt": ..., "completion": ...}
 
 Of a longer chat the first question and its answer are taken, and nothing behind them is read. System and developer
-turns (and a `system` beside the chat) are no part of the problem, and are left out. Both are counted. A chat whose first answer calls a tool has no such answer,
-and is left out as a whole. `answer` (`problems.answer_field`) is the gold answer wherever a row has it. A response is
-text with its thinking between tags, or beside it (`traces.content`). A chat may also be a struct of lists, as
-`datasets` writes a sequence of objects, or JSON in a text.
+turns (and a `system` beside the chat) are no part of the problem, and are left out. Both are counted. A chat whose
+first answer calls a tool has no such answer, and is left out as a whole. `answer` (`problems.answer_field`) is the
+gold answer wherever a row has it. A response is text with its thinking between tags, or beside it (`traces.content`).
+A chat may also be a struct of lists, as `datasets` writes a sequence of objects, or JSON in a text.
 """
 
 from __future__ import annotations

@@ -155,7 +155,10 @@ def test_gold_answers_under_another_field():
     assert "name the gold answers with" in gold([{"problem": "x"}]).text
     # a null or two of other rows do not make the wrong field the right one
     for value in (None, "", []):
-        assert gold([{"problem": "x", "answer": value}, *({"problem": "y", "gold": "1"} for _ in range(9))]).level == "error"
+        assert (
+            gold([{"problem": "x", "answer": value}, *({"problem": "y", "gold": "1"} for _ in range(9))]).level
+            == "error"
+        )
 
 
 @pytest.mark.parametrize("odd", ["{broken", '{"messages": [', "[1]", "\udcff"])
@@ -205,7 +208,10 @@ def test_rows_of_another_source_are_told_so_before_anything_else(tmp_path, named
 
 
 def test_a_question_under_another_name(tmp_path):
-    for source, row in (("jsonl", {"q": "1?", "answer": "1"}), ("r1", {"q": "1?", "generations": ["1"], "answer": "1"})):
+    for source, row in (
+        ("jsonl", {"q": "1?", "answer": "1"}),
+        ("r1", {"q": "1?", "generations": ["1"], "answer": "1"}),
+    ):
         path = jsonl(tmp_path / "p.jsonl", [row] * 9)
         config = build(TINY | CONFIG | {"evaluate": None, "problems": {"source": source, "path": path}})
         assert "name the question with problems.problem_field" in only(problems.check(config)).text

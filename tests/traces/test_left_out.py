@@ -85,7 +85,10 @@ def test_turns_of_chats_that_are_not_taken_are_counted_said_and_shown(tmp_path, 
 @pytest.mark.parametrize(
     ("source", "row"),
     [
-        ("sharegpt", {"conversations": [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "1"}], "system": "S"}),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "1"}], "system": "S"},
+        ),
         ("prompt_completion", {"prompt": [SYSTEM, ASK], "completion": [ANSWER, ASK]}),
         ("prompt_completion", {"prompt": "1?", "completion": "1", "system_prompt": "S"}),
     ],
