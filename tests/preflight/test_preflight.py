@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import venv
 
 import pytest
 
 from jaxdistill import cli, hub, preflight
 from jaxdistill.config import ProblemsConfig, ServerConfig, TracesConfig, build
 from jaxdistill.models import ModelConfig, abstract_model
-from jaxdistill.preflight import disk, problems, repositories, students, teachers
+from jaxdistill.preflight import disk, interpreters, problems, repositories, students, teachers
 from jaxdistill.preflight.finding import Finding
 from jaxdistill.traces.problems import load_problems
 from tests.helpers import TINY, tiny_config
@@ -296,6 +297,56 @@ def test_a_server_of_others_wants_a_key(monkeypatch):
     monkeypatch.setenv("MY_KEY", "x")
     assert list(teachers.check_key(section, "traces.server")) == []
     assert list(teachers.check_key(dataclasses.replace(section, urls=("http://host:1/v1",)), "")) == []
+
+
+def an_interpreter(folder, *, has_vllm):
+    """An environment of its own, with what is named vllm in it, or without."""
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    if has_vllm:
+        (packages / "vllm.py").write_text("raise ImportError('it is looked for, and not imported')")
+    return str(folder / "bin" / "python")
+
+
+def test_vllm_is_looked_for_where_it_will_run(tmp_path, capsys, monkeypatch):
+    with_it, without_it = (an_interpreter(tmp_path / str(has), has_vllm=has) for has in (True, False))
+    (tmp_path / "vllm").mkdir()  # a folder of that name is no package of the interpreter's
+    monkeypatch.chdir(tmp_path)
+    for python, level in ((with_it, "ok"), (without_it, "error"), ("/nowhere/python", "error")):
+        traces = {"engine": "vllm", "teacher": "demo", "vllm": {"python": python}}
+        found = only(interpreters.check(build(TINY | CONFIG | {"traces": traces})))
+        assert (found.what, found.level) == ("traces.vllm.python", level)
+    traces["vllm"] = {"python": without_it}
+    for command in (["generate"], ["run", "--dry-run"]):
+        path = tiny_config(tmp_path, traces=traces)
+        assert cli.main([command[0], str(path), *command[1:]]) == 1
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert f"{without_it} has no vLLM; " in said and "pip install 'jaxdistill[vllm]'" in said
+        assert "traces.vllm.python" in said and "without a GPU" in said
+    assert not (tmp_path / "run" / "traces").exists()
+
+
+def test_every_section_that_starts_vllm_is_looked_at():
+    def found(**sections):
+        return set(interpreters.sections(build(TINY | CONFIG | sections)))
+
+    server = {"engine": "server", "teacher": "demo", "server": {"start": 1}}
+    evaluate = TINY["evaluate"]
+    assert found() == set()
+    assert found(traces={"engine": "jax", "teacher": "demo"}) == set()
+    assert found(traces=server) == {"traces.vllm"}
+    assert found(traces=server | {"server": {"urls": ["http://host:1/v1"]}}) == set()
+    assert found(traces={"engine": "import", "teacher": "demo", "logprobs": 4}) == {"traces.vllm"}
+    assert found(traces={"engine": "vllm", "teacher": "demo", "executor": "ray"}) == set()
+    assert found(evaluate=evaluate | {"engine": "vllm"}) == {"evaluate.vllm"}
+    assert found(evaluate=evaluate | {"engine": "server"}) == {"evaluate.vllm"}
+    assert found(export={"serve": True}) == {"traces.vllm"}
+
+
+def test_a_later_stage_without_vllm_is_a_warning(tmp_path):
+    evaluate = TINY["evaluate"] | {"engine": "vllm", "vllm": {"python": "/nowhere/python"}}
+    found = only(interpreters.check(build(TINY | CONFIG | {"evaluate": evaluate})))
+    assert (found.what, found.level) == ("evaluate.vllm.python", "warning")
 
 
 def test_room_on_the_disk():
