@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import venv
+from types import SimpleNamespace
 
 import pytest
 
 from jaxdistill import cli, hub, preflight
 from jaxdistill.config import ProblemsConfig, ServerConfig, TracesConfig, build
 from jaxdistill.models import ModelConfig, abstract_model
-from jaxdistill.preflight import disk, interpreters, problems, repositories, students, teachers
+from jaxdistill.preflight import devices, disk, interpreters, problems, repositories, students, teachers
 from jaxdistill.preflight.finding import Finding
 from jaxdistill.traces.problems import load_problems
 from tests.helpers import TINY, tiny_config
@@ -347,6 +348,47 @@ def test_a_later_stage_without_vllm_is_a_warning(tmp_path):
     evaluate = TINY["evaluate"] | {"engine": "vllm", "vllm": {"python": "/nowhere/python"}}
     found = only(interpreters.check(build(TINY | CONFIG | {"evaluate": evaluate})))
     assert (found.what, found.level) == ("evaluate.vllm.python", "warning")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "flags", "words"),
+    [
+        ({}, "", None),
+        ({}, "--xla_force_host_platform_device_count=8", None),
+        ({"data": 8}, "", "data=8, fsdp=-1, tensor=1, context=1 takes a multiple of 8 devices, and this machine has 1"),
+        ({"data": 8, "fsdp": 1}, "", "takes 8 devices"),
+        ({"fsdp": 4, "tensor": 2}, "--xla_force_host_platform_device_count=8", None),
+        ({"fsdp": 4}, "--xla_force_host_platform_device_count=8", "takes 4 devices, and this machine has 8 (cpu)"),
+        ({"tensor": 3}, "--xla_force_host_platform_device_count=8", "takes a multiple of 3"),
+    ],
+)
+def test_a_mesh_that_this_machine_cannot_hold_is_a_warning(monkeypatch, mesh, flags, words):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    found = list(devices.check(build(TINY | CONFIG | {"train": TINY["train"] | {"mesh": mesh}})))
+    assert levels(found) == ["warning"] * (words is not None)
+    assert words is None or words in found[0].text
+
+
+def test_gpus_are_counted_by_their_files_or_by_what_is_visible(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices.importlib.metadata, "entry_points", lambda group: [SimpleNamespace(name="xla_cuda13")])
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices.count_devices(tmp_path) == (2, "gpu")
+    for visible, expected in (("1", (1, "gpu")), ("", (1, "cpu")), ("MIG-1a", None)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert devices.count_devices(tmp_path) == expected
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    assert devices.count_devices(tmp_path) is None
+
+
+def test_two_open_axes_of_a_mesh_are_refused_with_the_config():
+    with pytest.raises(ValueError, match=r"data=-1, fsdp=-1.*only one axis may be -1"):
+        build(TINY | CONFIG | {"train": TINY["train"] | {"mesh": {"data": -1}}})
 
 
 def test_room_on_the_disk():
