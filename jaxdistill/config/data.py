@@ -131,7 +131,10 @@ class DataConfig:
     overlong: Literal["error", "drop", "keep"] = "error"
     """An example longer than a row is never cut: refuse it, drop it and count it, or make all rows as long as it is."""
     system: str | None = None
+    """The system turn before every question, in training and in evaluation; none if absent. One text for all: the
+    system turns of imported chats are left out, and counted."""
     suffix: str = ""
+    """What is written behind every question, in training and evaluation, such as an instruction to box the answer."""
     chat_template: str | None = None
     """Instead of the tokenizer's own: `plain`, `chatml`, or a file; for base models, which often have none.
 

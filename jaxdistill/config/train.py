@@ -20,6 +20,16 @@ class MeshConfig:
     """Groups of devices with fast links inside and a slower network between them (TPU slices, GPU hosts): the axis
     `data` runs over them, the others stay inside. If absent, the devices say which slice they belong to."""
 
+    def __post_init__(self):
+        sizes = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor", "context")}
+        written = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        require(
+            all(size >= 1 or size == -1 for size in sizes.values()), f"train.mesh: {written}; set sizes of 1 or more."
+        )
+        require(
+            list(sizes.values()).count(-1) <= 1, f"train.mesh: {written}; only one axis may be -1 (fsdp is, if absent)."
+        )
+
 
 @section
 class OptimizerConfig:

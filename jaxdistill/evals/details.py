@@ -71,6 +71,12 @@ def left_out(run: RunDir) -> list[dict[str, Any]]:
     return found
 
 
+def left_turns(run: RunDir) -> dict[str, dict[str, Any]]:
+    """Turns of imported chats that were not taken: their kind -> in how many rows (`count`), and the first place."""
+    manifest = read_manifest(run.problems)
+    return manifest["counts"].get("left_turns", {}) if manifest else {}
+
+
 def hub_sets(run: RunDir) -> list[str]:
     """The data sets of the hub that the problems are from, each with the commit that was read."""
     manifest = read_manifest(run.problems)

@@ -104,6 +104,7 @@ def _context(config: RunConfig, run: RunDir) -> dict[str, Any]:
         "faithfulness": details.faithfulness(models),
         "data": details.data(run),
         "left_out": details.left_out(run),
+        "left_turns": details.left_turns(run),
         "hub_sets": details.hub_sets(run),
         "difficulty": details.difficulty(run),
         "costs": costs,

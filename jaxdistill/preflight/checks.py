@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxdistill import progress
 from jaxdistill.config import RunConfig, with_baseline
 from jaxdistill.config.paths import conflict, paths_of
-from jaxdistill.preflight import disk, problems, students, teachers
+from jaxdistill.preflight import devices, disk, interpreters, problems, students, teachers
 from jaxdistill.preflight.finding import Finding
 
 
@@ -23,11 +23,13 @@ def check(config: RunConfig, yaml_file: Path | None = None) -> list[Finding]:
     if "problems.path" not in there:
         found += problems.check(config)
     found += teachers.check(config)
+    found += interpreters.check(config)
     found += students.check(config, "student")
     for name in config.baselines:
         baseline = with_baseline(config, name)
         if (baseline.student, baseline.data) != (config.student, config.data):
             found += students.check(baseline, f"baselines.{name}")
+    found += devices.check(config)
     found += disk.check(config)
     return found
 

@@ -1,4 +1,6 @@
-"""A first sample of the problems' rows: are there gold answers, and do imported responses show their thinking?"""
+"""A first sample of the problems' rows: are they of the source's shape, are there gold answers, and do imported
+responses show their thinking?
+"""
 
 from __future__ import annotations
 
@@ -32,21 +34,36 @@ def check(config: RunConfig) -> Iterator[Finding]:
     if config.evaluate is not None and config.evaluate.problems is not None:
         sets["evaluate.problems"] = config.evaluate.problems
     for what, section in sets.items():
-        rows = first_rows(section)
-        if isinstance(rows, Finding):
-            yield Finding(what, rows.level, rows.text)
-        elif rows:
-            wanted = what != "problems" or (config.verify.answer and config.verify.majority is None)
-            if wanted and not section.forget_answers:
-                yield from check_gold(rows, section, what)
-            if what == "problems" and config.traces.engine == "import" and section.source in WITH_RESPONSES:
-                yield from check_thinking(rows, config.traces, required=config.verify.think == "required")
+        found = first_rows(section)
+        if isinstance(found, Finding):
+            yield Finding(what, found.level, found.text)
+        else:
+            yield from _check(*found, section, what, config)
 
 
-def first_rows(section: ProblemsConfig, most: int = SAMPLE) -> list[dict[str, Any]] | Finding:
-    """The first rows of a set that is on this machine, without those that cannot be read; or why there are none."""
+def _check(
+    rows: list[dict[str, Any]], whole: bool, section: ProblemsConfig, what: str, config: RunConfig
+) -> Iterator[Finding]:
+    if not rows:
+        return
+    if shape := list(check_shape(rows, section, what)):
+        yield from shape  # what is said of other fields would lead the wrong way
+        return
+    wanted = what != "problems" or (config.verify.answer and config.verify.majority is None)
+    if wanted and not section.forget_answers:
+        yield from check_gold(rows, section, what, whole=whole)
+    if what == "problems" and config.traces.engine == "import" and section.source in WITH_RESPONSES:
+        yield from check_thinking(rows, config.traces, required=config.verify.think == "required")
+
+
+def first_rows(section: ProblemsConfig) -> tuple[list[dict[str, Any]], bool] | Finding:
+    """The first rows of a set that is on this machine, without those that cannot be read, and whether they are all.
+
+    Returns:
+      no rows of a set without gold answers of its own; a finding where there is something to say instead.
+    """
     if section.source not in WITH_ANSWER or section.path is None:
-        return []
+        return [], False
     if hub_sets.is_address(section.path):
         try:
             address = hub_sets.parse(section)
@@ -54,7 +71,7 @@ def first_rows(section: ProblemsConfig, most: int = SAMPLE) -> list[dict[str, An
             return Finding("problems", "error", str(error))
         return Finding("problems", "unchecked", f"{address.repo} is read from the hub when the run begins.")
     try:
-        rows = list(itertools.islice(tables.rows(hub_sets.local_files(section)), most))
+        rows = list(itertools.islice(tables.rows(hub_sets.local_files(section)), SAMPLE + 1))
     except ValueError as error:  # whether that stops the run is for the stage to say
         return Finding("problems", "unchecked", str(error))
     if not rows:
@@ -62,12 +79,38 @@ def first_rows(section: ProblemsConfig, most: int = SAMPLE) -> list[dict[str, An
     bad = [row.data.at(row.where) for row in rows if isinstance(row.data, BadRow)]
     if bad and (section.bad_rows == "stop" or len(bad) == len(rows)):
         return Finding("problems", "unchecked", str(bad[0]))
+    whole, rows = len(rows) <= SAMPLE, rows[:SAMPLE]
     # one that is left out hides nothing of the others
-    return [row.data for row in rows if not isinstance(row.data, BadRow)]
+    return [row.data for row in rows if not isinstance(row.data, BadRow)], whole
 
 
-def check_gold(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: str) -> Iterator[Finding]:
-    """Whether rows have gold answers under the name that is given."""
+def check_shape(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: str) -> Iterator[Finding]:
+    """What makes rows those of their source and stands in none of them; nothing if all is there."""
+    of_source = {"jsonl": (section.problem_field,), "r1": ("generations", section.problem_field)}
+    own = of_source.get(section.source) or values.SHAPES[section.source]
+    missing = next((name for name in own if not any(name in row for row in rows)), None)
+    if missing is None:
+        return
+    fields = _fields(rows)
+    advice = values.other_source(fields).replace("; set source", f"; set {what}.source")
+    if missing == section.problem_field and (section.source == "r1" or not advice):
+        advice = f"; name the question with {what}.problem_field"
+    text = f"none of the first {len(rows):,} rows has a field {missing!r}; they have {', '.join(fields[:12]) or 'none'}"
+    yield Finding(f"{what}.source", "error", f"{text}{advice or '; name the right source'}.")
+
+
+def _fields(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(str(name) for row in rows for name in row))
+
+
+def check_gold(
+    rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: str, *, whole: bool = False
+) -> Iterator[Finding]:
+    """Whether rows have gold answers under the name that is given.
+
+    Args:
+      whole: there are no other rows.
+    """
     key = f"{what}.answer_field"
     field = section.answer_field
     with_one = sum(_has_gold(row, field) for row in rows)
@@ -78,7 +121,7 @@ def check_gold(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: st
         text = f"{len(rows) - with_one:,} of the first {len(rows):,} rows have no {field!r}; nothing of them is kept."
         yield Finding(key, "warning", text)
         return
-    fields = list(dict.fromkeys(name for row in rows for name in row))
+    fields = _fields(rows)
     likely = [name for name in GOLD_NAMES if name in fields and name != field and _is_answer(rows, name)]
     advice = f"set {key}: {likely[0]}" if likely else f"name the gold answers with {key}"
     otherwise = "" if what != "problems" else ", or set verify.answer: false"
@@ -86,8 +129,9 @@ def check_gold(rows: Sequence[dict[str, Any]], section: ProblemsConfig, what: st
         f"none of the first {len(rows):,} rows has a gold answer under {field!r}; they have "
         f"{', '.join(fields[:12])}; {advice}{otherwise}."
     )
-    # an empty field may be filled further down; one that is not there at all is not
-    yield Finding(key, "warning" if any(field in row for row in rows) else "error", text)
+    # a field that is there and empty may be filled further down; one that most rows lack is another row's
+    open_yet = not whole and 2 * sum(field in row for row in rows) > len(rows)
+    yield Finding(key, "warning" if open_yet else "error", text)
 
 
 def _has_gold(row: dict[str, Any], field: str) -> bool:

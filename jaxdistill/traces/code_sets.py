@@ -23,7 +23,7 @@ _MAX_PRIVATE = 1 << 28
 _FENCED = "Answer with one Python code block"
 
 
-def problem_of(row: tables.Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow]]:
+def problem_of(row: tables.Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow], tuple[BadRow, ...]]:
     """The problem of a row of a code set; `source` names its layout, a key of `LAYOUTS`.
 
     Raises:
@@ -48,7 +48,7 @@ def problem_of(row: tables.Row, config: ProblemsConfig) -> tuple[Problem, list[B
         solution=f"```python\n{values.clean(solution).rstrip()}\n```" if solution else None,
         tests=stored,
     )
-    return problem, []
+    return problem, [], ()
 
 
 Found = tuple[str, dict[str, Any], str | None]

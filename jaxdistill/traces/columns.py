@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxdistill.traces.values import BadRow
+from jaxdistill.traces.values import BadRow, missing_column
 
 BATCH = 256
 """Rows held as Python values at once: long traces are large."""
@@ -29,9 +29,8 @@ def rows(
     """
     with contextlib.ExitStack() as open_now:
         schema, batches = READERS[kind](path, open_now)
-        missing = [column for column in needed if column not in schema.names]
-        if missing:
-            raise ValueError(f"{name}: no column {missing[0]!r}; it has {', '.join(schema.names) or 'none'}.")
+        if missing := missing_column(needed, schema.names):
+            raise ValueError(f"{name}: {missing[0]}; it has {', '.join(schema.names) or 'none'}{missing[1]}.")
         chosen = [column for column in schema.names if column in wanted] or schema.names
         number = 0
         for batch in batches(chosen):

@@ -63,11 +63,11 @@ def response(turn: dict[str, Any], tags: tuple[str, str], before: list[str] | No
       BadRow: a call of a tool, parts that are no text, thoughts that are hidden, or two different ones.
     """
     if not _TOOL_FIELDS.isdisjoint(turn) and any(_calls(turn.get(name)) for name in _TOOL_FIELDS):
-        raise BadRow("the answer calls a tool")
-    text, inside = _content(turn, "answer")
+        raise BadRow("the response calls a tool")
+    text, inside = _content(turn, "response")
     text = text or ""
     if "<tool_call>" in text and "</tool_call>" in text:
-        raise BadRow("the answer calls a tool", ": <tool_call>")
+        raise BadRow("the response calls a tool", ": <tool_call>")
     found = [inside] if inside else []
     if not _THOUGHT_FIELDS.isdisjoint(turn):
         for name in THOUGHT_FIELDS:
@@ -146,7 +146,7 @@ def _content(turn: dict[str, Any], what: str) -> tuple[str | None, str]:
     for part in value:
         is_thought, text = _part(part, what)
         if is_thought and any(t.strip() for t in texts):
-            raise BadRow("thoughts go on behind text of the answer")
+            raise BadRow("thoughts go on behind text of the response")
         (thoughts if is_thought else texts).append(text)
     return "".join(texts), "\n\n".join(t for t in thoughts if t)
 
@@ -165,7 +165,7 @@ def _part(part: Any, what: str) -> tuple[bool, str]:
     if name in _THOUGHT or any(word in str(name) for word in _HIDDEN):
         return True, thoughts_of([part], "content")
     if name in _TOOL:
-        raise BadRow("the answer calls a tool" if what == "answer" else f"a part of the {what} is of type {name!r}")
+        raise BadRow("the response calls a tool" if what == "response" else f"a part of the {what} is of type {name!r}")
     if name not in _TEXT:
         raise BadRow(f"a part of the {what} is of type {name!r}, not text")
     text = next((part[key] for key in ("text", "content", "value") if part.get(key) is not None), None)
@@ -227,7 +227,7 @@ def _merge(found: list[str], more: str) -> list[str]:
     both = "\n\n".join(found)
     longer = _longer(both, more)
     if longer is None:
-        raise BadRow("two fields of the answer hold different thoughts")
+        raise BadRow("two fields of the response hold different thoughts")
     return found if longer is both else [more]
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from jaxdistill.traces.values import BadRow
+from jaxdistill.traces.values import BadRow, missing_column
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _START = 200
@@ -43,9 +43,8 @@ def _rows(
         names = next(csv.reader([header], delimiter=delimiter, strict=True), [])
     except csv.Error as error:
         raise ValueError(f"{name}: its first line is not valid CSV ({error}); write names of columns there.") from None
-    missing = [column for column in needed if column not in names]
-    if missing:
-        raise ValueError(f"{name}: no column {missing[0]!r}; its first line has {', '.join(names) or 'nothing'}.")
+    if missing := missing_column(needed, names):
+        raise ValueError(f"{name}: {missing[0]}; its first line has {', '.join(names) or 'nothing'}{missing[1]}.")
     if len(set(names)) != len(names):
         raise ValueError(f"{name}: a column's name stands twice in its first line; rename one.")
     reader = csv.reader(text, delimiter=delimiter, strict=True)

@@ -5,18 +5,17 @@
     r1                  {"problem": ..., "generations": [..., ...], "answer": ...}
     prompt_completion   {"prompt": ..., "completion": ...}
 
-Of a longer chat the first question and its answer are taken, and nothing behind them is looked at. System and
-developer turns are no part of the problem, and are left out. A chat whose first answer calls a tool has no such answer,
-and is left out as a whole. `answer` (`problems.answer_field`) is the gold answer wherever a row has it. A response is
-text with its thinking between tags, or beside it (`traces.content`). A chat may also be a struct of lists, as
-`datasets` writes a sequence of objects, or JSON in a text.
+Of a longer chat the first question and its answer are taken, and nothing behind them is read. System and developer
+turns (and a `system` beside the chat) are no part of the problem, and are left out. Both are counted. A chat whose
+first answer calls a tool has no such answer, and is left out as a whole. `answer` (`problems.answer_field`) is the
+gold answer wherever a row has it. A response is text with its thinking between tags, or beside it (`traces.content`).
+A chat may also be a struct of lists, as `datasets` writes a sequence of objects, or JSON in a text.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +39,10 @@ _ROLES = {
 }
 ROLES = {name: role for role, names in _ROLES.items() for name in names.split()}
 """Who speaks, as sets name them."""
+SYSTEM = "the system turn is left out"
+BEHIND = "turns behind the first response are left out"
+_SYSTEM_FIELDS = ("system", "system_prompt")
+"""Fields beside a chat in which sets keep its system turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Exchange:
     prompt: str
     responses: tuple[str | BadRow, ...]
     """In the place of one that cannot be read is why."""
+    left: tuple[BadRow, ...] = ()
+    """Turns that say something and are not taken: `SYSTEM`, `BEHIND`."""
 
 
 def exchange_of(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str] = TAGS) -> Exchange:
@@ -67,8 +72,8 @@ def exchange_of(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, s
     return found
 
 
-def problem_of(row: Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow]]:
-    """A row's problem, and what is wrong with those of its responses that cannot be read.
+def problem_of(row: Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow], tuple[BadRow, ...]]:
+    """A row's problem, what is wrong with those of its responses that cannot be read, and turns that are not taken.
 
     Raises:
       BadRow: no problem can be read from it, or no response.
@@ -82,7 +87,8 @@ def problem_of(row: Row, config: ProblemsConfig) -> tuple[Problem, list[BadRow]]
         domain=values.domain(row.data, config.domain_field, config.domain),
         source=f"{row.file.source}:{row.number}",
     )
-    return problem, [response for response in found.responses if isinstance(response, BadRow)]
+    bad = [response for response in found.responses if isinstance(response, BadRow)]
+    return problem, bad, (*_system_beside(row.data), *found.left)
 
 
 def name_of(row: Row, config: ProblemsConfig) -> str:
@@ -100,11 +106,11 @@ def columns_of(config: ProblemsConfig) -> tuple[list[str], list[str]]:
     needed = {
         "messages": ["messages"],
         "sharegpt": ["conversations"],
-        "r1": [config.problem_field, "generations"],
+        "r1": ["generations", config.problem_field],
         "prompt_completion": ["prompt", "completion"],
     }[config.source]
     beside = list(THOUGHT_FIELDS) if config.source == "prompt_completion" else []
-    named = [config.answer_field, *filter(None, (config.id_field, config.domain_field))]
+    named = [*_SYSTEM_FIELDS, config.answer_field, *filter(None, (config.id_field, config.domain_field))]
     return [*needed, *beside, *named], [*needed, *filter(None, (config.id_field,))]
 
 
@@ -175,15 +181,15 @@ def to_trace(problem_id: str, sample: int, response: str, source: str, config: T
 
 
 def _messages(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
-    return _first_exchange(values.field(data, "messages"), "messages", tags)
+    return _first_exchange(values.shape_field(data, "messages"), "messages", tags)
 
 
 def _sharegpt(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
-    return _first_exchange(values.field(data, "conversations"), "conversations", tags)
+    return _first_exchange(values.shape_field(data, "conversations"), "conversations", tags)
 
 
 def _r1(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
-    generations = values.field(data, "generations")
+    generations = values.shape_field(data, "generations")
     if isinstance(generations, str):
         generations = _decoded(generations)
     if isinstance(generations, dict):  # a sequence of objects, as `datasets` writes it
@@ -195,7 +201,7 @@ def _r1(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> 
 
 
 def _prompt_completion(data: dict[str, Any], config: ProblemsConfig, tags: tuple[str, str]) -> Exchange:
-    prompt, completion = values.field(data, "prompt"), values.field(data, "completion")
+    prompt, completion = values.shape_field(data, "prompt"), values.shape_field(data, "completion")
     if isinstance(prompt, list | dict):  # the conversational form: both are lists of messages
         more = _turns(completion, "completion") if isinstance(completion, list | dict) else [_answer(completion)]
         return _first_exchange([*_turns(prompt, "prompt"), *more], "prompt", tags)
@@ -221,38 +227,60 @@ def _generation(value: Any, tags: tuple[str, str]) -> str | BadRow:
 
 
 def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
-    """The first question of a chat and its answer; what comes behind them is not looked at."""
-    question, thoughts = None, []
+    """The first question of a chat and its answer; what comes behind them is not read, only counted."""
+    question, thoughts, left, asked = None, [], [], True
     turns = _turns(value, name)
-    for turn, following in itertools.zip_longest(turns, turns[1:]):
+    for number, turn in enumerate(turns, start=1):
         role = _role(turn)
         if role == "system":
+            left += [BadRow(SYSTEM, f": {values.shown(_said(turn))}")] if _said(turn) and not left else []
             continue
         if question is None:
             if role != "user":
                 raise BadRow(f"{name!r} begins with a turn by {_speaker(turn)!r}, not with a question")
             question = content.question(turn)
-        elif role == "assistant" and not str(turn.get("channel") or "").startswith("analysis"):
+            continue
+        asked = asked and role not in ("assistant", "thoughts")
+        if role == "assistant" and not str(turn.get("channel") or "").startswith("analysis"):
             thoughts, text = content.response(turn, tags, thoughts)
-            only = thinking.only(text, tags)
+            thoughts, text = content.response(turn, tags, thoughts)
+            only, following = thinking.only(text, tags), turns[number] if number < len(turns) else None
             if only and isinstance(following, dict) and _role(following) == "assistant":  # which is its answer
                 thoughts.append(only)
             elif text.strip():
-                return Exchange(question, (content.whole(thoughts, text),))
+                behind = sum(bool(_said(turn)) for turn in turns[number:])
+                left += [BadRow(BEHIND, f": {behind} of {len(turns)}")] if behind else []
+                return Exchange(question, (content.whole(thoughts, text),), tuple(left))
         elif role in ("assistant", "thoughts"):  # thoughts that are a turn of their own
             inside, text = content.response(turn, tags)
             thoughts += [part for part in (*inside, text) if part.strip()]
         elif role == "user":
-            raise BadRow("two questions, and no answer between them")
+            raise BadRow("two questions, and no response between them")
         else:
-            raise BadRow("the answer calls a tool", f": a turn by {_speaker(turn)!r} comes before it")
+            raise BadRow("the response calls a tool", f": a turn by {_speaker(turn)!r} comes before it")
     if question is None:
         raise BadRow(f"{name!r} has no question")
+    if asked:
+        raise BadRow("no turn of the assistant behind the question")
     raise _empty(thoughts)
 
 
+def _said(turn: Any) -> Any:
+    """What a turn says, unread; None if nothing."""
+    if not isinstance(turn, dict):
+        return None
+    found = next((turn[name] for name in ("content", "value", "text") if turn.get(name)), None)
+    return None if isinstance(found, str) and not found.strip() else found
+
+
+def _system_beside(data: dict[str, Any]) -> list[BadRow]:
+    """A system turn that stands in a field beside the chat."""
+    found = [data[name] for name in _SYSTEM_FIELDS if isinstance(data.get(name), str) and data[name].strip()]
+    return [BadRow(SYSTEM, f": {values.shown(found[0])}")] if found else []
+
+
 def _empty(thoughts: list[str]) -> BadRow:
-    return BadRow("the answer is null or empty", "; there are only thoughts, perhaps it was cut off" * bool(thoughts))
+    return BadRow("the response is null or empty", "; there are only thoughts, perhaps it was cut off" * bool(thoughts))
 
 
 def _turns(value: Any, name: str) -> list[Any]:
@@ -276,7 +304,7 @@ def _role(turn: Any) -> str:
       BadRow: a hole in the list, no turn, or a speaker whom nobody knows.
     """
     if turn is None:
-        raise BadRow("a turn before the answer is null")
+        raise BadRow("a turn before the response is null")
     if not isinstance(turn, dict):
         raise BadRow("a turn is not an object", f": {values.shown(turn)}")
     if Twice in map(type, turn.values()):
@@ -285,7 +313,7 @@ def _role(turn: Any) -> str:
     role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         if not any(part is not None for part in turn.values()):
-            raise BadRow("a turn before the answer is null")
+            raise BadRow("a turn before the response is null")
         raise BadRow(f"a turn by {speaker!r}", f"; known are {', '.join(ROLES)}")
     return role
 

@@ -1,11 +1,14 @@
-"""Rows that cannot be read: counted by reason, listed in a file, and how many of them are too many."""
+"""Rows that cannot be read: counted by reason, listed in a file, and how many of them are too many.
+
+Turns of a chat that are not taken are counted too; a row is no worse for them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,6 +16,7 @@ from typing import Any, TextIO
 from jaxdistill.config import ProblemsConfig
 from jaxdistill.progress import say
 from jaxdistill.records import atomic_file
+from jaxdistill.traces.imports import BEHIND, SYSTEM
 from jaxdistill.traces.tables import Row
 from jaxdistill.traces.values import BadRow
 
@@ -41,6 +45,9 @@ class LeftOut:
     """Of rows that were kept: responses that cannot be read, by reason."""
     first: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Reason -> where the first row stands that fell to it, and what is special about that one."""
+    turns: Counter[str] = field(default_factory=Counter)
+    """Of rows that were kept: those whose chat has turns that are not taken, by kind."""
+    first_turns: dict[str, tuple[str, str]] = field(default_factory=dict)
     _listed: int = 0
 
     def add(self, row: Row, bad: BadRow) -> None:
@@ -61,6 +68,12 @@ class LeftOut:
         self._count(self.responses, row, bad)
         self._list(row, bad, "response")
 
+    def add_turns(self, row: Row, left: Iterable[BadRow]) -> None:
+        """Notes the turns of a row's chat that are not taken."""
+        for each in left:
+            self.turns[each.reason] += 1
+            self.first_turns.setdefault(each.reason, (row.where, each.detail))
+
     def check(self) -> None:
         """To be called at the end.
 
@@ -78,6 +91,19 @@ class LeftOut:
         for counted, what in ((self.reasons, ""), (self.responses, "a response left out: ")):
             for reason, count in counted.most_common(10):
                 say(f"    {count:>9,}  {what}{reason}; first {_first(*self.first[reason])}")
+
+    def tell_turns(self, *, asked: bool) -> None:
+        """Prints which turns of chats were not taken; `asked`: the responses are a teacher's, not the rows' own."""
+        for kind, count in self.turns.most_common():
+            if asked and kind == BEHIND:
+                continue
+            where = "traces.system to ask and data.system" if asked else "data.system"
+            advice = f"; set {where} to train with one" if kind == SYSTEM else ""
+            say(f"  {count:,} rows: {kind}{advice}; first {''.join(self.first_turns[kind])[-_START:]}")
+
+    def turn_counts(self) -> dict[str, Any]:
+        """For the manifest: rows by the kind of turn that was not taken."""
+        return _table(self.turns, self.first_turns)
 
     def counts(self) -> dict[str, Any]:
         """For the manifest; empty if nothing was left out."""

@@ -20,8 +20,9 @@ from jaxdistill.traces.values import BadRow
 
 HELDOUT = "heldout"
 """Folder below the problems' own, so that who reads the training problems never reads these."""
-Read = tuple[Problem, list[BadRow]]
-"""What a row holds: its problem, and what is wrong with those of its responses that cannot be read."""
+Read = tuple[Problem, list[BadRow], tuple[BadRow, ...]]
+"""What a row holds: its problem, what is wrong with those of its responses that cannot be read, and turns of a chat
+that are not taken."""
 
 
 def problems(config: RunConfig, run: RunDir) -> dict[str, Any]:
@@ -49,13 +50,15 @@ def problems(config: RunConfig, run: RunDir) -> dict[str, Any]:
     counts["without_answer"] = training.without_answer
     for key, reading in {"": training, "heldout_": heldout}.items():
         if reading:
-            more = {"bad_rows": reading.left_out.counts(), "hub": reading.pinned()}
+            left = reading.left_out
+            more = {"bad_rows": left.counts(), "left_turns": left.turn_counts(), "hub": reading.pinned()}
             counts |= {key + name: value for name, value in more.items() if value}
     held = f", {counts['heldout']:,} held out" if heldout else ""
     dropped = f" ({training.excluded:,} that are held out left out of training)" if training.excluded else ""
     say(f"  {written:,} to learn from ({config.problems.source}){held}{dropped}")
     for reading in filter(None, (training, heldout)):
         reading.left_out.tell()
+    training.left_out.tell_turns(asked=config.traces.engine != "import")
     return counts
 
 
@@ -141,13 +144,14 @@ class _Reading:
             try:
                 if isinstance(row.data, BadRow):
                     raise row.data
-                problem, bad_responses = read(row, self.config)
+                problem, bad_responses, left_turns = read(row, self.config)
                 self._check_id(problem.id, row)
             except (BadRow, *values.UNEXPECTED) as error:
                 self.left_out.add(row, error if isinstance(error, BadRow) else values.unexpected(error))
                 continue
             for bad in bad_responses:
                 self.left_out.add_response(row, bad)
+            self.left_out.add_turns(row, left_turns)
             yield problem
 
     def _check_id(self, name: str, row: Row) -> None:
@@ -194,11 +198,12 @@ def _gsm8k(row: Row, config: ProblemsConfig) -> Read:
         source=f"gsm8k/{row.file.source}:{row.number}",
         solution=f"<think>\n{reasoning}\n</think>\nThe answer is \\boxed{{{gold.strip()}}}.",
     )
-    return problem, []
+    return problem, [], ()
 
 
 def _jsonl(row: Row, config: ProblemsConfig) -> Read:
     assert not isinstance(row.data, BadRow)
+    values.shape_field(row.data, config.problem_field)
     problem = Problem(
         id=imports.name_of(row, config),
         prompt=values.text(row.data, config.problem_field),
@@ -206,7 +211,7 @@ def _jsonl(row: Row, config: ProblemsConfig) -> Read:
         domain=values.domain(row.data, config.domain_field, config.domain),
         source=f"{row.file.source}:{row.number}",
     )
-    return problem, []
+    return problem, [], ()
 
 
 SOURCES: dict[str, Callable[[Row, ProblemsConfig], Read]] = {"gsm8k": _gsm8k, "jsonl": _jsonl}

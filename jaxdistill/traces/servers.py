@@ -60,7 +60,7 @@ class ManagedServer:
         except OSError as error:
             raise ValueError(
                 f"vllm.python is {self._python}: {str(error.strerror).lower()}; "
-                "name the interpreter of an environment with vLLM."
+                "name the interpreter of an environment with vLLM (of the traces traces.vllm.python)."
             ) from None
 
     def stop(self) -> None:

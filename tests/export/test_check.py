@@ -38,7 +38,7 @@ def test_an_export_passes_and_a_damaged_one_does_not(model, tokenizer, tmp_path,
     # a second place for one setting, which says something else
     config = config_of(tmp_path / "out") | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="rope_parameters .* and rope_scaling .* disagree"):
+    with pytest.raises(ValueError, match=r"rope_parameters .* and rope_scaling .* disagree"):
         check_again(tmp_path / "out")
 
     def damaged(path):

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import venv
+from types import SimpleNamespace
 
 import pytest
 
 from jaxdistill import cli, hub, preflight
 from jaxdistill.config import ProblemsConfig, ServerConfig, TracesConfig, build
 from jaxdistill.models import ModelConfig, abstract_model
-from jaxdistill.preflight import disk, problems, repositories, students, teachers
+from jaxdistill.preflight import devices, disk, interpreters, problems, repositories, students, teachers
 from jaxdistill.preflight.finding import Finding
+from jaxdistill.traces.problems import load_problems
 from tests.helpers import TINY, tiny_config
+from tests.traces.brought import write
 from tests.traces.strict_server import StrictServer
 from tests.traces.test_server import QUICK
 
@@ -163,6 +167,70 @@ def test_gold_answers_under_another_field():
     assert gold([{"problem": "x", "answer": ""}] * 9).level == "warning"  # perhaps further down
     assert gold([{"problem": "x", "answer": "1"}, {"problem": "y"}]).level == "warning"
     assert "name the gold answers with" in gold([{"problem": "x"}]).text
+    # a null or two of other rows do not make the wrong field the right one
+    for value in (None, "", []):
+        assert (
+            gold([{"problem": "x", "answer": value}, *({"problem": "y", "gold": "1"} for _ in range(9))]).level
+            == "error"
+        )
+
+
+@pytest.mark.parametrize("odd", ["{broken", '{"messages": [', "[1]", "\udcff"])
+def test_an_odd_line_does_not_switch_the_checks_off(tmp_path, capsys, odd):
+    rows = [json.dumps(chat("<think>\nHm.\n</think>\n2") | {"gold": "2"}) for _ in range(40)]
+    rows[15] = odd
+    (tmp_path / "p.jsonl").write_bytes("\n".join(rows).encode(errors="surrogateescape"))
+    problems_ = {"source": "messages", "path": str(tmp_path / "p.jsonl")}
+    for more in ({}, {"answer_field": "final"}):
+        path = tiny_config(tmp_path, problems=problems_ | more, evaluate=None)
+        assert cli.main(["run", str(path), "--dry-run"]) == 1
+        assert "set problems.answer_field: gold" in " ".join(capsys.readouterr().out.split())
+    path = tiny_config(tmp_path, problems=problems_ | {"answer_field": "gold"}, evaluate=None)
+    assert cli.main(["run", str(path), "--dry-run"]) == 0
+
+
+def test_a_file_without_any_gold_answer_is_refused_when_all_of_it_was_seen(tmp_path):
+    for rows, level in ((problems.SAMPLE, "error"), (problems.SAMPLE + 1, "warning")):
+        path = jsonl(tmp_path / "p.jsonl", [{"problem": str(n), "answer": None} for n in range(rows)])
+        config = build(TINY | CONFIG | {"evaluate": None, "problems": {"source": "jsonl", "path": path}})
+        assert only(problems.check(config)).level == level
+
+
+SHAPES = {
+    "messages": {"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "1"}]},
+    "r1": {"problem": "1?", "generations": ["1"]},
+    "prompt_completion": {"prompt": "1?", "completion": "1"},
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("right", SHAPES)
+@pytest.mark.parametrize("named", [*SHAPES, "jsonl"])
+def test_rows_of_another_source_are_told_so_before_anything_else(tmp_path, named, right, suffix):
+    """`source: messages` on rows with `conversations`: it was first said that none shows its thinking."""
+    path = write(tmp_path / f"p{suffix}", [SHAPES[right] | {"answer": "1"}] * 9)
+    if named == right or (named == "jsonl" and right == "r1"):  # whose rows have what jsonl needs
+        return
+    section = {"source": named, "path": str(path)}
+    found = only(problems.check(build(TINY | CONFIG | {"evaluate": None, "problems": section})))
+    assert (found.what, found.level) == ("problems.source", "error")
+    assert f"set problems.source: {right}" in found.text
+    # what a set of the hub, which is not looked at before, is told by the stage
+    with pytest.raises(ValueError, match=rf"no (field|column) .*set source: {right}"):
+        load_problems(ProblemsConfig(**section))
+
+
+def test_a_question_under_another_name(tmp_path):
+    for source, row in (
+        ("jsonl", {"q": "1?", "answer": "1"}),
+        ("r1", {"q": "1?", "generations": ["1"], "answer": "1"}),
+    ):
+        path = jsonl(tmp_path / "p.jsonl", [row] * 9)
+        config = build(TINY | CONFIG | {"evaluate": None, "problems": {"source": source, "path": path}})
+        assert "name the question with problems.problem_field" in only(problems.check(config)).text
+        right = {"source": source, "path": path, "problem_field": "q"}
+        assert levels(problems.check(build(TINY | CONFIG | {"evaluate": None, "problems": right})))[0] == "ok"
 
 
 def test_the_first_rows_of_a_set_are_looked_at(tmp_path):
@@ -273,6 +341,97 @@ def test_a_server_of_others_wants_a_key(monkeypatch):
     monkeypatch.setenv("MY_KEY", "x")
     assert list(teachers.check_key(section, "traces.server")) == []
     assert list(teachers.check_key(dataclasses.replace(section, urls=("http://host:1/v1",)), "")) == []
+
+
+def an_interpreter(folder, *, has_vllm):
+    """An environment of its own, with what is named vllm in it, or without."""
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    if has_vllm:
+        (packages / "vllm.py").write_text("raise ImportError('it is looked for, and not imported')")
+    return str(folder / "bin" / "python")
+
+
+def test_vllm_is_looked_for_where_it_will_run(tmp_path, capsys, monkeypatch):
+    with_it, without_it = (an_interpreter(tmp_path / str(has), has_vllm=has) for has in (True, False))
+    (tmp_path / "vllm").mkdir()  # a folder of that name is no package of the interpreter's
+    monkeypatch.chdir(tmp_path)
+    for python, level in ((with_it, "ok"), (without_it, "error"), ("/nowhere/python", "error")):
+        traces = {"engine": "vllm", "teacher": "demo", "vllm": {"python": python}}
+        found = only(interpreters.check(build(TINY | CONFIG | {"traces": traces})))
+        assert (found.what, found.level) == ("traces.vllm.python", level)
+    traces["vllm"] = {"python": without_it}
+    for command in (["generate"], ["run", "--dry-run"]):
+        path = tiny_config(tmp_path, traces=traces)
+        assert cli.main([command[0], str(path), *command[1:]]) == 1
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert f"{without_it} has no vLLM; " in said and "pip install 'jaxdistill[vllm]'" in said
+        assert "traces.vllm.python" in said and "without a GPU" in said
+    assert not (tmp_path / "run" / "traces").exists()
+
+
+def test_every_section_that_starts_vllm_is_looked_at():
+    def found(**sections):
+        return set(interpreters.sections(build(TINY | CONFIG | sections)))
+
+    server = {"engine": "server", "teacher": "demo", "server": {"start": 1}}
+    evaluate = TINY["evaluate"]
+    assert found() == set()
+    assert found(traces={"engine": "jax", "teacher": "demo"}) == set()
+    assert found(traces=server) == {"traces.vllm"}
+    assert found(traces=server | {"server": {"urls": ["http://host:1/v1"]}}) == set()
+    assert found(traces={"engine": "import", "teacher": "demo", "logprobs": 4}) == {"traces.vllm"}
+    assert found(traces={"engine": "vllm", "teacher": "demo", "executor": "ray"}) == set()
+    assert found(evaluate=evaluate | {"engine": "vllm"}) == {"evaluate.vllm"}
+    assert found(evaluate=evaluate | {"engine": "server"}) == {"evaluate.vllm"}
+    assert found(export={"serve": True}) == {"traces.vllm"}
+
+
+def test_a_later_stage_without_vllm_is_a_warning(tmp_path):
+    evaluate = TINY["evaluate"] | {"engine": "vllm", "vllm": {"python": "/nowhere/python"}}
+    found = only(interpreters.check(build(TINY | CONFIG | {"evaluate": evaluate})))
+    assert (found.what, found.level) == ("evaluate.vllm.python", "warning")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "flags", "words"),
+    [
+        ({}, "", None),
+        ({}, "--xla_force_host_platform_device_count=8", None),
+        ({"data": 8}, "", "data=8, fsdp=-1, tensor=1, context=1 takes a multiple of 8 devices, and this machine has 1"),
+        ({"data": 8, "fsdp": 1}, "", "takes 8 devices"),
+        ({"fsdp": 4, "tensor": 2}, "--xla_force_host_platform_device_count=8", None),
+        ({"fsdp": 4}, "--xla_force_host_platform_device_count=8", "takes 4 devices, and this machine has 8 (cpu)"),
+        ({"tensor": 3}, "--xla_force_host_platform_device_count=8", "takes a multiple of 3"),
+    ],
+)
+def test_a_mesh_that_this_machine_cannot_hold_is_a_warning(monkeypatch, mesh, flags, words):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    found = list(devices.check(build(TINY | CONFIG | {"train": TINY["train"] | {"mesh": mesh}})))
+    assert levels(found) == ["warning"] * (words is not None)
+    assert words is None or words in found[0].text
+
+
+def test_gpus_are_counted_by_their_files_or_by_what_is_visible(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices.importlib.metadata, "entry_points", lambda group: [SimpleNamespace(name="xla_cuda13")])
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices.count_devices(tmp_path) == (2, "gpu")
+    for visible, expected in (("1", (1, "gpu")), ("", (1, "cpu")), ("MIG-1a", None)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert devices.count_devices(tmp_path) == expected
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    assert devices.count_devices(tmp_path) is None
+
+
+def test_two_open_axes_of_a_mesh_are_refused_with_the_config():
+    with pytest.raises(ValueError, match=r"data=-1, fsdp=-1.*only one axis may be -1"):
+        build(TINY | CONFIG | {"train": TINY["train"] | {"mesh": {"data": -1}}})
 
 
 def test_room_on_the_disk():

@@ -154,18 +154,18 @@ def test_what_looks_like_thoughts_or_tags_and_is_none(tmp_path, turn, expected):
 @pytest.mark.parametrize(
     ("turn", "reason"),
     [
-        (answer(None), "the answer is null or empty"),
-        (answer(""), "the answer is null or empty"),
-        (answer([]), "the answer is null or empty"),
-        (answer(None, reasoning_content="cut off"), "the answer is null or empty"),
-        ({"role": "assistant"}, "the answer is null or empty"),
-        (answer({"a": 1}), "a part of the answer has no text"),
-        (answer([{"type": ["text"], "text": "a"}]), "a part of the answer has a type that is a list"),
+        (answer(None), "the response is null or empty"),
+        (answer(""), "the response is null or empty"),
+        (answer([]), "the response is null or empty"),
+        (answer(None, reasoning_content="cut off"), "the response is null or empty"),
+        ({"role": "assistant"}, "the response is null or empty"),
+        (answer({"a": 1}), "a part of the response has no text"),
+        (answer([{"type": ["text"], "text": "a"}]), "a part of the response has a type that is a list"),
         (answer({"type": ["text"], "text": ["a", "b"]}), "the lists in a struct of lists are not equally long"),
-        (answer(True), "the answer is a boolean, not text"),
+        (answer(True), "the response is a boolean, not text"),
         (answer([text("a"), {"type": "image_url", "image_url": {"url": "x"}}]), "of type 'image_url', not text"),
-        (answer([{"type": "refusal", "refusal": "no"}]), "a part of the answer is of type 'refusal', not text"),
-        (answer([text("a"), {"type": "thinking", "thinking": "b"}]), "thoughts go on behind text of the answer"),
+        (answer([{"type": "refusal", "refusal": "no"}]), "a part of the response is of type 'refusal', not text"),
+        (answer([text("a"), {"type": "thinking", "thinking": "b"}]), "thoughts go on behind text of the response"),
         (answer([{"type": "redacted_thinking", "data": "x"}, text("a")]), "its thoughts are hidden"),
         (answer("a", reasoning_details=[{"type": "reasoning.encrypted", "data": "x"}]), "its thoughts are hidden"),
         (answer("a", thinking_blocks=[{"type": "thinking", "thinking": "", "signature": "x"}]), "thoughts are hidden"),
@@ -173,16 +173,16 @@ def test_what_looks_like_thoughts_or_tags_and_is_none(tmp_path, turn, expected):
             answer(TAGGED, reasoning_content="three and one"),
             "its thoughts stand in a field, and other ones between tags",
         ),
-        (answer("a", reasoning="b", reasoning_content="c"), "two fields of the answer hold different thoughts"),
-        (answer(None, tool_calls=[{"id": "1", "function": {"name": "f"}}]), "the answer calls a tool"),
-        (answer("Let me see.", tool_calls=[{"id": "1"}]), "the answer calls a tool"),
-        (answer(None, function_call={"name": "f", "arguments": "{}"}), "the answer calls a tool"),
-        (answer([{"type": "tool_use", "name": "f"}]), "the answer calls a tool"),
-        (answer('<tool_call>{"name": "f"}</tool_call>'), "the answer calls a tool"),
+        (answer("a", reasoning="b", reasoning_content="c"), "two fields of the response hold different thoughts"),
+        (answer(None, tool_calls=[{"id": "1", "function": {"name": "f"}}]), "the response calls a tool"),
+        (answer("Let me see.", tool_calls=[{"id": "1"}]), "the response calls a tool"),
+        (answer(None, function_call={"name": "f", "arguments": "{}"}), "the response calls a tool"),
+        (answer([{"type": "tool_use", "name": "f"}]), "the response calls a tool"),
+        (answer('<tool_call>{"name": "f"}</tool_call>'), "the response calls a tool"),
         (answer("half of an emoji: \ud83d"), "half of a character (a lone surrogate)"),
         (answer("a", reasoning="\ude00"), "half of a character (a lone surrogate)"),
-        (None, "a turn before the answer is null"),
-        ({"role": None, "content": None}, "a turn before the answer is null"),
+        (None, "a turn before the response is null"),
+        ({"role": None, "content": None}, "a turn before the response is null"),
         ("4", "a turn is not an object"),
         ({"role": "referee", "content": "x"}, "a turn by 'referee'"),
     ],
@@ -208,9 +208,9 @@ def test_turns_before_the_answer(tmp_path):
     harmony = {"role": "assistant", "channel": "analysis", "content": "two and two"}
     assert said(tmp_path, harmony, {"role": "assistant", "channel": "final", "content": BOXED}) == BOTH
     assert said(tmp_path, answer(None, reasoning_content="two and two"), answer(BOXED)) == BOTH
-    assert said(tmp_path, {"role": "tool", "content": "x"}, answer(BOXED)) == "the answer calls a tool"
-    assert said(tmp_path, {"role": "function_call", "content": "x"}, answer(BOXED)) == "the answer calls a tool"
-    assert said(tmp_path, QUESTION, answer(BOXED)) == "two questions, and no answer between them"
+    assert said(tmp_path, {"role": "tool", "content": "x"}, answer(BOXED)) == "the response calls a tool"
+    assert said(tmp_path, {"role": "function_call", "content": "x"}, answer(BOXED)) == "the response calls a tool"
+    assert said(tmp_path, QUESTION, answer(BOXED)) == "two questions, and no response between them"
 
 
 @pytest.mark.parametrize("role", ["User", "HUMAN ", "prompter"])
@@ -252,7 +252,7 @@ def test_generations_with_holes_keep_their_numbers(tmp_path):
     rows = [{"problem": "2+2?", "generations": generations}]
     found, reasons = responses(tmp_path, "r1", rows)
     assert found == [BOTH, BOTH, BOTH, (None, "4")]
-    assert sorted(reasons) == ["half of a character (a lone surrogate)", "the answer is null or empty"]
+    assert sorted(reasons) == ["half of a character (a lone surrogate)", "the response is null or empty"]
 
 
 @pytest.mark.parametrize("generations", [None, [], [None], ["", None]])
@@ -341,7 +341,7 @@ def test_no_row_whatever_it_holds_does_more_than_be_left_out(source, row):
     file = tables.DataFile("x", "x", "x", lambda: None)
     problem, reason = None, None
     try:
-        problem, _ = imports.problem_of(tables.Row(file, 1, row), config)
+        problem, _, _ = imports.problem_of(tables.Row(file, 1, row), config)
     except values.BadRow as bad:
         reason = bad.reason
     if problem is None:

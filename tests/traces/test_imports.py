@@ -81,14 +81,14 @@ def test_only_the_problems_that_were_taken_bring_traces(tmp_path):
         ("messages", {"text": "x"}, "no field 'messages'; this line has text"),
         ("messages", {"messages": "x"}, "'messages' is not a list of turns"),
         ("messages", {"messages": []}, "'messages' has no question"),
-        ("messages", {"messages": [{"role": "user", "content": "x"}]}, "the answer is null or empty"),
+        ("messages", {"messages": [{"role": "user", "content": "x"}]}, "no turn of the assistant behind the question"),
         ("messages", {"messages": [{"role": "tool", "content": "x"}]}, "begins with a turn by 'tool', not with"),
         ("messages", {"messages": [{"role": "user", "content": None}]}, "the question is null or empty"),
         ("sharegpt", {"conversations": [{"from": "gpt", "value": "x"}]}, "begins with a turn by 'gpt'"),
         ("r1", {"problem": "x", "generations": "y"}, "'generations' is not a list of texts"),
         ("r1", {"problem": " ", "generations": ["y"]}, "field 'problem' is empty"),
         ("prompt_completion", {"prompt": "x"}, "no field 'completion'"),
-        ("prompt_completion", {"prompt": "x", "completion": True}, "the answer is a boolean, not text"),
+        ("prompt_completion", {"prompt": "x", "completion": True}, "the response is a boolean, not text"),
     ],
 )
 def test_a_row_of_another_shape_is_named(tmp_path, source, row, message):

@@ -9,6 +9,7 @@ from jaxdistill import pipeline
 from jaxdistill.config import ProblemsConfig
 from jaxdistill.evals import report
 from jaxdistill.records import Problem, RunDir, Trace, read_manifest, read_records
+from jaxdistill.traces import imports
 from jaxdistill.traces.problems import load_problems, problems
 from tests.traces.brought import make_config, write
 
@@ -37,7 +38,7 @@ def test_they_are_counted_listed_and_shown(tmp_path):
     assert counts["bad_rows"]["rows"] == 6
     assert counts["bad_rows"]["left_out"] == 3
     assert counts["bad_rows"]["reasons"]["field 'generations' is not a list of texts"] == {"count": 1} | first
-    assert counts["bad_rows"]["responses"]["the answer is null or empty"]["count"] == 1
+    assert counts["bad_rows"]["responses"]["the response is null or empty"]["count"] == 1
     listed = [json.loads(line) for line in (run.problems / "bad_rows.jsonl").read_text().splitlines()]
     assert [(row["line"], row["left_out"]) for row in listed] == [(2, "row"), (3, "response"), (5, "row"), (6, "row")]
     assert {row["file"] for row in listed} == {str(path)}
@@ -51,6 +52,53 @@ def test_they_are_counted_listed_and_shown(tmp_path):
     assert "field &#39;generations&#39; is not a list of texts" in page
     assert "&lt;b&gt;no list" in page and "<b>no list" not in page
     assert f"{path}:2" in page
+
+
+ASK, ANSWER = {"role": "user", "content": "1?"}, {"role": "assistant", "content": "<think>\nx\n</think>\n1"}
+SYSTEM = {"role": "system", "content": "Be <b>brief</b>."}
+
+
+def test_turns_of_chats_that_are_not_taken_are_counted_said_and_shown(tmp_path, capsys):
+    chats = [
+        [SYSTEM, ASK, ANSWER],
+        [{"role": "developer", "content": [{"type": "text", "text": "Hm."}]}, SYSTEM, ASK, ANSWER, ASK, ANSWER],
+        [ASK, ANSWER, ASK],
+        [SYSTEM | {"content": " "}, ASK, ANSWER, None, {"role": None, "content": None}],  # none of these says anything
+        [ASK, ANSWER],
+    ]
+    rows = [{"messages": chat, "answer": "1"} for chat in chats]
+    rows[4] |= {"system": "Be kind."}
+    path = write(tmp_path / "set.jsonl", rows)
+    config, run = make_config(tmp_path / "run", "messages", path), RunDir(tmp_path / "run")
+    pipeline.run_command("generate", config)
+    assert read_manifest(run.problems)["counts"]["left_turns"] == {
+        imports.SYSTEM: {"count": 3, "first": f"{path}:1", "detail": '"Be <b>brief</b>."'},
+        imports.BEHIND: {"count": 2, "first": f"{path}:2", "detail": "2 of 6"},
+    }
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 rows: the system turn is left out; set data.system to train with one; first" in said
+    assert "2 rows: turns behind the first response are left out; first" in said
+    page = report.render(config, run)
+    assert imports.SYSTEM in page and "Be &lt;b&gt;brief" in page
+
+
+@pytest.mark.parametrize(
+    ("source", "row"),
+    [
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "1"}], "system": "S"},
+        ),
+        ("prompt_completion", {"prompt": [SYSTEM, ASK], "completion": [ANSWER, ASK]}),
+        ("prompt_completion", {"prompt": "1?", "completion": "1", "system_prompt": "S"}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_system_turns_of_every_shape_are_counted(tmp_path, source, row, suffix):
+    path = write(tmp_path / f"set{suffix}", [row])
+    counts = problems(make_config(tmp_path / "run", source, path), RunDir(tmp_path / "run"))
+    assert counts["left_turns"][imports.SYSTEM]["count"] == 1
+    assert (imports.BEHIND in counts["left_turns"]) == isinstance(row.get("prompt"), list)
 
 
 def test_a_set_without_any_leaves_no_list_and_nothing_in_the_report(tmp_path):

@@ -71,7 +71,7 @@ def test_a_speaker_whom_nobody_knows_costs_one_row(tmp_path, role):
 def test_a_user_who_speaks_twice_costs_one_row(tmp_path):
     """hiyouga/LlamaFactory#2962: chats in which one says several things before the other answers."""
     found, reasons = responses(tmp_path, "messages", [{"messages": [ASK, ASK, ANSWER]}, {"messages": [ASK, ANSWER]}])
-    assert (found, reasons) == ([(None, "4")], ["two questions, and no answer between them"])
+    assert (found, reasons) == ([(None, "4")], ["two questions, and no response between them"])
 
 
 def test_an_entry_that_is_no_object_costs_one_row(tmp_path):
@@ -99,14 +99,14 @@ def test_calls_of_tools_are_not_read_as_answers(tmp_path):
     """axolotl-ai-cloud/axolotl#3824, meta-pytorch/torchtune#2405: null beside `tool_calls`, which are lost."""
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
     rows = [{"messages": [ASK, call, {"role": "tool", "content": "4"}, ANSWER]}, {"messages": [ASK, ANSWER]}]
-    assert responses(tmp_path, "messages", rows) == ([(None, "4")], ["the answer calls a tool"])
+    assert responses(tmp_path, "messages", rows) == ([(None, "4")], ["the response calls a tool"])
 
 
 def test_null_never_becomes_a_word(tmp_path):
     """huggingface/transformers#45422, PrimeIntellect-ai/renderers#131: null content is written as `None`."""
     rows = [{"messages": [ASK, {"role": "assistant", "content": None, "reasoning_content": None}]}]
     rows += [{"messages": [ASK, ANSWER | {"reasoning_content": None, "thinking": None, "name": None}]}]
-    assert responses(tmp_path, "messages", rows) == ([(None, "4")], ["the answer is null or empty"])
+    assert responses(tmp_path, "messages", rows) == ([(None, "4")], ["the response is null or empty"])
 
 
 @pytest.mark.parametrize("thoughts", [None, "", "\n\n", "  \n "])
