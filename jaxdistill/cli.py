@@ -62,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _start_processes(arguments)
             if arguments.redo:
+                until = getattr(arguments, "until", None)
+                if arguments.redo not in pipeline.stages_of(pipeline.commands_until(until)):
+                    raise ValueError(
+                        f"--redo {arguments.redo} would remove what --until {until} does not make again; leave one out."
+                    )
                 pipeline.redo(arguments.redo, config)
             if arguments.command == "run":
                 return run_all(arguments.config, arguments.overrides, config, arguments.debug, arguments.until)

@@ -69,6 +69,9 @@ def test_a_run_stops_behind_the_stage_that_is_named(tmp_path):
     plan = run("run", config, "--until", "prepare", "--dry-run").stdout
     assert re.search(r"^ prepare ", plan, re.M) and not re.search(r"^ (train|export) ", plan, re.M)
     assert run("run", config, "--until", "nowhere").returncode == 2
+    refused = run("run", config, "--until", "prepare", "--redo", "train")
+    assert refused.returncode == 1
+    assert "--redo train would remove what --until prepare does not make again" in refused.stderr
 
 
 def test_a_report_of_no_folder_asks_for_one(capsys, tmp_path, monkeypatch):
