@@ -243,7 +243,6 @@ def _first_exchange(value: Any, name: str, tags: tuple[str, str]) -> Exchange:
         asked = asked and role not in ("assistant", "thoughts")
         if role == "assistant" and not str(turn.get("channel") or "").startswith("analysis"):
             thoughts, text = content.response(turn, tags, thoughts)
-            thoughts, text = content.response(turn, tags, thoughts)
             only, following = thinking.only(text, tags), turns[number] if number < len(turns) else None
             if only and isinstance(following, dict) and _role(following) == "assistant":  # which is its answer
                 thoughts.append(only)
