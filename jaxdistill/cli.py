@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise ValueError(
                         f"--redo {arguments.redo} would remove what --until {until} does not make again; leave one out."
                     )
+                if arguments.redo in ("problems", "generate"):  # nothing is removed for a run that is refused then
+                    _refuse_before_paying(config, arguments)
                 pipeline.redo(arguments.redo, config)
             if arguments.command == "run":
                 return run_all(arguments.config, arguments.overrides, config, arguments.debug, arguments.until)
@@ -260,8 +262,11 @@ def _yaml_of(arguments: argparse.Namespace) -> Path | None:
 def _check_before_paying(config: RunConfig, arguments: argparse.Namespace) -> None:
     """What can be known before the teacher is asked, unless that has been done."""
     (task,) = pipeline.tasks_of(config, ("generate",))
-    if task.is_done:
-        return
+    if not task.is_done:
+        _refuse_before_paying(config, arguments)
+
+
+def _refuse_before_paying(config: RunConfig, arguments: argparse.Namespace) -> None:
     from jaxdistill import preflight
 
     preflight.refuse(config, _yaml_of(arguments))

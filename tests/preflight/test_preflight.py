@@ -107,6 +107,17 @@ def test_a_student_that_cannot_be_used_is_found_before_the_first_request(tmp_pat
     assert not (tmp_path / "run" / "traces").exists()
 
 
+def test_traces_are_not_removed_for_a_run_that_is_refused_then(tmp_path, capsys):
+    made = tmp_path / "run" / "traces" / "manifest.json"
+    made.parent.mkdir(parents=True)
+    made.write_text("{}")
+    path = tiny_config(tmp_path, student={"init": str(tmp_path / "nothing")}, evaluate=None)
+    for command in ("generate", "run"):
+        assert cli.main([command, str(path), "--redo", "generate"]) == 1
+    assert "nothing" in capsys.readouterr().err
+    assert made.is_file()
+
+
 def test_a_student_that_is_not_there(tmp_path):
     for name in ("./nowhere", "/nowhere/at/all", "nowhere", f"{tmp_path}/nothing"):
         found = only(students.check(build(TINY | CONFIG | {"student": {"init": name}}), "student"))
