@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.metadata
 import platform
 
@@ -80,6 +81,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def check_stages(arguments: argparse.Namespace) -> None:
+    """The stages that are named on the command line.
+
+    Raises:
+      ValueError: there is none of that name; one line with the nearest one, as of every other mistake.
+    """
+    for option, known in (("redo", pipeline.STAGES), ("until", pipeline.COMMANDS)):
+        name = getattr(arguments, option, None)
+        if name is not None and name not in known:
+            near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"--{option} {name}: no such stage; {meant}There are {', '.join(known)}.")
+
+
 def version() -> str:
     """Ours, Python's, and those of the packages that results depend on most."""
     found = [f"jaxdistill {__version__}", f"Python {platform.python_version()}"]
@@ -121,8 +136,7 @@ def _add_stages(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--redo",
         metavar="STAGE",
-        choices=list(pipeline.STAGES),
-        help="first remove this stage's output and all that follows from it",
+        help=f"first remove this stage's output and all that follows from it: {', '.join(pipeline.STAGES)}",
     )
 
 
@@ -132,13 +146,13 @@ def _add_own(sub: argparse.ArgumentParser, name: str) -> None:
         sub.add_argument(
             "--until",
             metavar="STAGE",
-            choices=list(pipeline.COMMANDS),
             help=f"stop behind this stage: {', '.join(pipeline.COMMANDS)}",
         )
     elif name == "show":
         sub.add_argument("--row", type=int, default=0, help="which packed row (default 0)")
         sub.add_argument("--baseline", help="of this baseline, instead of the student")
         sub.add_argument("--prompts", type=int, metavar="N", help="instead: what the teacher is asked, N problems")
+        sub.add_argument("--rejected", type=int, metavar="N", help="instead: N traces that were not kept, and why")
     elif name == "plan":
         planning.add_arguments(sub)
     elif name == "export":

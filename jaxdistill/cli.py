@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import yaml
 from rich.table import Table
 
 from jaxdistill import pipeline, progress
-from jaxdistill.arguments import HELP, parser
+from jaxdistill.arguments import HELP, check_stages, parser
 from jaxdistill.config import RunConfig, load, to_dict
 from jaxdistill.config.paths import paths_of
 from jaxdistill.parallel import processes
@@ -42,8 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             compare(arguments.runs)
             return 0
+        check_stages(arguments)
         config = load_config(arguments)
-        if arguments.command == "show" and arguments.prompts:
+        if arguments.command == "show" and arguments.rejected:
+            from jaxdistill.verify.show import show_rejected
+
+            show_rejected(config, arguments.rejected)
+        elif arguments.command == "show" and arguments.prompts:
             from jaxdistill.traces.show import show_prompts
 
             show_prompts(config, arguments.prompts)
@@ -229,7 +235,9 @@ def summary(config: RunConfig) -> None:
 
 
 def dry_run(config: RunConfig, arguments: argparse.Namespace) -> int:
-    """Prints the resolved config, where its files are, what can be checked now, and what `run` would do.
+    """Prints the resolved config, where its files are, what the command would do, and what can be checked now.
+
+    What matters most comes last, where it is seen: the config alone is hundreds of lines.
 
     Returns:
       the exit code: 1 if something was found that a stage would refuse, else 0.
@@ -242,15 +250,25 @@ def dry_run(config: RunConfig, arguments: argparse.Namespace) -> int:
         if path.where.exists() or not path.may_be_name:
             missing = "" if path.where.exists() or path.is_output else " (is not there)"
             progress.say(f"  {path.key}: {path.where}{missing}")
-    progress.say("checks:")
-    found = preflight.check(config, _yaml_of(arguments))
-    for finding in found:
-        progress.say(f"  {finding.what}: {finding.level}: {finding.text}")
+    progress.say()
     table = Table("stage", "folder", "status", box=None, header_style="bold")
-    for row in pipeline.plan(config, getattr(arguments, "until", None)):
+    commands = (arguments.command,) if arguments.command in pipeline.COMMANDS else None
+    for row in pipeline.plan(config, commands or pipeline.commands_until(getattr(arguments, "until", None))):
         table.add_row(*row)
     progress.console.print(table)
-    return int(any(finding.level == "error" for finding in found))
+    found = preflight.check(config, _yaml_of(arguments))
+    progress.say()
+    progress.say("checks:")
+    for finding in sorted(found, key=lambda finding: LEVELS.index(finding.level)):
+        progress.say(f"  {finding.what}: {finding.level}: {finding.text}")
+    counts = Counter(finding.level for finding in found)
+    said = [
+        f"{counts[level]} {level if level == 'unchecked' or counts[level] == 1 else level + 's'}"
+        for level in ("error", "warning", "unchecked")
+        if counts[level]
+    ]
+    progress.say(f"  {', '.join(said) or 'nothing was found'}; nothing was done")
+    return int(counts["error"] > 0)
 
 
 def _yaml_of(arguments: argparse.Namespace) -> Path | None:
@@ -272,6 +290,8 @@ def _refuse_before_paying(config: RunConfig, arguments: argparse.Namespace) -> N
     preflight.refuse(config, _yaml_of(arguments))
 
 
+LEVELS = ("ok", "unchecked", "warning", "error")
+"""The order in which findings are printed: the worst last, where they are seen."""
 SMALLER = {
     "train": "set train.remat: full, more train.micro_batches, a smaller train.batch_rows or data.row_tokens, or take "
     "more devices (train.mesh); `jaxdistill plan` tells beforehand what a step needs",

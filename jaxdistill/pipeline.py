@@ -301,10 +301,10 @@ def redo(stage: str, config: RunConfig) -> None:
     processes.barrier(f"redo {stage}")
 
 
-def plan(config: RunConfig, until: str | None = None) -> list[tuple[str, str, str]]:
-    """(task, folder, `done` | `to do` | what is in the way), without doing anything."""
+def plan(config: RunConfig, commands: tuple[str, ...] = tuple(COMMANDS)) -> list[tuple[str, str, str]]:
+    """(task, folder, `done` | `to do` | what is in the way) of some commands, without doing anything."""
     rows = []
-    for task in tasks_of(config, stages_of(commands_until(until))):
+    for task in tasks_of(config, stages_of(commands)):
         try:
             status = task.status()
         except ValueError as error:

@@ -13,7 +13,9 @@ import yaml
 
 from jaxdistill import __version__, arguments, cli
 from jaxdistill.config import build, differences, load, to_dict, with_baseline
+from jaxdistill.records import read_manifest
 from tests.helpers import TINY, tiny_config
+from tests.traces.brought import write
 
 
 def run(*arguments, **options) -> subprocess.CompletedProcess:
@@ -68,10 +70,16 @@ def test_a_run_stops_behind_the_stage_that_is_named(tmp_path):
     assert done == {"problems", "traces", "verdicts"}
     plan = run("run", config, "--until", "prepare", "--dry-run").stdout
     assert re.search(r"^ prepare ", plan, re.M) and not re.search(r"^ (train|export) ", plan, re.M)
-    assert run("run", config, "--until", "nowhere").returncode == 2
     refused = run("run", config, "--until", "prepare", "--redo", "train")
     assert refused.returncode == 1
     assert "--redo train would remove what --until prepare does not make again" in refused.stderr
+    for option, name, near in (("--until", "training", "train"), ("--redo", "training", "train"),
+                               ("--redo", "generation", "generate"), ("--redo", "xyz", None)):  # fmt: skip
+        refused = run("run", config, option, name)
+        assert refused.returncode == 1
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith(f"jaxdistill run: {option} {name}: no such stage; ")
+        assert (f"did you mean {near}?" in line) == (near is not None)
 
 
 def test_a_report_of_no_folder_asks_for_one(capsys, tmp_path, monkeypatch):
@@ -98,7 +106,7 @@ def test_broken_yaml(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.batch_row=3", "unknown key train.batch_row; did you mean batch_rows?"),
+        ("train.batch_row=3", "unknown key train.batch_row; did you mean train.batch_rows?"),
         ("trian.steps=3", "unknown key trian; did you mean train?"),
         ("train.batch_rows=many", "train.batch_rows is 'many'"),
         ("train.optimizer.learning_rate=0", "train.optimizer.learning_rate is 0.0; set it above 0"),
@@ -160,6 +168,65 @@ def test_dry_run_does_nothing(tmp_path):
     assert "steps: 7" in result.stdout
     assert "to do" in result.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_ends_with_its_checks_the_worst_last_and_shows_the_stages_that_are_asked_for(tmp_path, capsys):
+    path = tiny_config(tmp_path, traces={"engine": "jax", "teacher": str(tmp_path / "nowhere")})
+    stages = {"run": "problems generate verify prepare train export evaluate report", "train": "train",
+              "generate": "problems generate"}  # fmt: skip
+    for command, wanted in stages.items():
+        assert cli.main([command, str(path), "--dry-run"]) == 1
+        text = capsys.readouterr().out
+        table, checks = text.split("checks:\n")
+        names = re.findall(r"^ (\w+) ", table.split("status")[1], re.M)
+        assert names == wanted.split()
+        *found, last = checks.strip().splitlines()
+        assert ": error: " in found[-1] and "nowhere" in found[-1]
+        assert last == "  1 error, 1 warning; nothing was done"
+
+
+def test_training_and_evaluation_end_with_a_line_of_their_own(tmp_path, capsys):
+    train = TINY["train"] | {"steps": 3}
+    path = tiny_config(tmp_path, train=train, evaluate=TINY["evaluate"] | {"max_tokens": 4})
+    for command in ("generate", "verify", "prepare", "train"):
+        assert cli.main([command, str(path)]) == 0
+    counts = read_manifest(tmp_path / "run" / "checkpoints")["counts"]
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith(f"  step 3 of 3: loss {counts['final_loss']:.4g}, {counts['tokens']:,} tokens in ")
+    assert last.endswith(" s of training")
+    for command in ("export", "evaluate"):
+        assert cli.main([command, str(path)]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert re.fullmatch(r"  1 model\(s\) asked 12 problems each, [\d,]+ s of sampling", last)
+
+
+def test_what_was_rejected_is_told_and_shown(tmp_path, capsys):
+    def chat(question, response, gold):
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+        return {"messages": turns, "answer": gold}
+
+    good = "<think>\nHm.\n</think>\nIt is \\boxed{2}."
+    rows = [chat("1 + 1?", good, "2"), chat("1 + 2?", good, "3"), chat("1 + 3?", good, "4"), chat("1 + 4?", "5", "5")]
+    write(tmp_path / "p.jsonl", rows)
+    problems = {"source": "messages", "path": str(tmp_path / "p.jsonl")}
+    path = tiny_config(tmp_path, problems=problems, evaluate=None)
+    assert "no verdicts yet; run `verify` first" in fails(capsys, "show", path, "--rejected", 2)
+    for command in ("generate", "verify"):
+        assert cli.main([command, str(path)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "--rejected" in line]
+    command = shlex.split(line.split("jaxdistill ")[1])
+    assert command == ["show", str(tmp_path / "run"), "--rejected", "3"]
+    assert cli.main([*command[:-1], "2"]) == 0  # one of either filter, and not two of one
+    shown = capsys.readouterr().out
+    assert "rejected for incorrect" in shown and "gold answer: 3; read from the trace: '2'" in shown
+    assert "question: 1 + 2?" in shown and "It is \\boxed{2}." in shown
+    assert "question: 1 + 4?" in shown and "question: 1 + 3?" not in shown
+    write(tmp_path / "p.jsonl", rows[:1])
+    assert cli.main(["verify", str(path), "--redo", "problems"]) == 1
+    for command in ("generate", "verify"):
+        assert cli.main([command, str(path)]) == 0
+    assert "--rejected" not in capsys.readouterr().out
+    assert "every trace was kept" in fails(capsys, "show", path, "--rejected", 2)
 
 
 def test_two_processes_do_not_share_a_run(capsys, tmp_path):

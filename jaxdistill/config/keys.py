@@ -156,14 +156,14 @@ def hint(path: list[str]) -> str:
     meant = _elsewhere("_".join([*parents[-1:], word])) or _elsewhere(word)
     near = difflib.get_close_matches(last, known, n=1, cutoff=0.8)
     if near and not meant:
-        return f"did you mean {near[0]}?"
+        return f"did you mean {'.'.join([*parents, near[0]])}?"
     if not meant:
         same = [key for key in all_keys() if key.split(".")[-1] == word]
         meant = sorted(same, key=lambda key: (_far(key, parents), len(key)))[:3]
     if meant:
         return f"did you mean {_or(_first_within(meant, parents))}?"
     if near := difflib.get_close_matches(last, known, n=1, cutoff=0.6):
-        return f"did you mean {near[0]}?"
+        return f"did you mean {'.'.join([*parents, near[0]])}?"
     if known:
         return f"{'.'.join(parents) or 'a config'} has {', '.join(sorted(known))}."
     return f"there is no section {'.'.join(parents)}; {hint(parents)}"

@@ -205,4 +205,4 @@ def _unknown(path: list[str], value: Any) -> str:
 
 def _doc_of(path: list[str]) -> str:
     cls = section_of(path[:-1])
-    return f"see {cls.__name__}." if cls else "set it."
+    return f"see {cls.__name__} in {cls.__module__.replace('.', '/')}.py." if cls else "set it."

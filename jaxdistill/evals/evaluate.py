@@ -63,10 +63,13 @@ def evaluate(config: RunConfig, run: RunDir) -> dict[str, Any]:
         say(f"  {name}: skipped, {reason}")
     main = found.pop(HELDOUT, {"problems": 0, "models": {}, "compared": {}})
     everything = [main, *found.values()]
+    seconds = sum(m["seconds"] for part in everything for m in part["models"].values())
+    asked = sum(len(each.items) for each in sets)
+    say(f"  {len(subjects)} model(s) asked {asked:,} problems each, {seconds:,.0f} s of sampling")
     return {
         "heldout": main["problems"],
         "samples": settings.samples * settings.seeds,
-        "seconds": sum(m["seconds"] for part in everything for m in part["models"].values()),
+        "seconds": seconds,
         "models": main["models"],
         "compared": main["compared"],
         "skipped": skipped,

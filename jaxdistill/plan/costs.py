@@ -52,6 +52,8 @@ class Costs:
     collective_calls: defaultdict[Collective, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     moved: defaultdict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     """Bytes that are read from and written to memory, by category (`moved`)."""
+    launches: float = 0.0
+    """Instructions that move bytes: on GPUs about as many kernels are launched."""
     offloaded_bytes: float = 0.0
     """Bytes that go to or come from the host's memory (offloaded activations; GPUs)."""
     moved_by: defaultdict[tuple[str, str, str], float] = dataclasses.field(default_factory=lambda: defaultdict(float))
@@ -118,6 +120,7 @@ class _Walk:
             self.costs.offloaded_bytes += times * (moved_bytes(op, ops, self.all, elsewhere) - size)
         if size:
             category = category_of(op, self.all)
+            self.costs.launches += times
             self.costs.moved[category] += times * size
             self.costs.moved_by[category, op.name, op.scope] += times * size
             if category == "products" and times:

@@ -16,6 +16,9 @@ from jaxdistill.plan.costs import outside_bytes
 from jaxdistill.plan.job import Compiled, Traffic
 from jaxdistill.plan.targets import Topology
 
+LAUNCH_SECONDS = 2.4e-6
+"""From one kernel's start to the next one's on a GPU, at least: fits the token step of a decoder on an H200, of 714
+kernels (tools/RESULTS.md)."""
 HOST_GBPS = 64
 """Between a GPU and its host's memory, one way: PCIe of the fifth generation, 16 lanes."""
 
@@ -54,10 +57,12 @@ class Estimate:
     """Communication that nothing hides."""
     memory: float = 0.0
     """Of what only moves bytes (GPUs; among the compute of TPUs)."""
+    launches: float = 0.0
+    """What launching the kernels takes beyond the work in them (GPUs): it bounds small steps."""
 
     @property
     def seconds(self) -> float:
-        return self.compute + self.memory + self.kernels + self.exposed
+        return self.compute + self.memory + self.kernels + self.launches + self.exposed
 
 
 def estimate(found: Compiled, topology: Topology, given: Assumptions, *, quick: bool = False) -> Estimate:
@@ -83,7 +88,11 @@ def estimate(found: Compiled, topology: Topology, given: Assumptions, *, quick: 
     # to the host and back, beside computation
     background += found.offloaded_bytes / (HOST_GBPS * 1e9 * given.links)
     hidden = min(background * given.hidden, compute + memory + kernels)
-    return Estimate(compute=compute, memory=memory, kernels=kernels, exposed=waited + background - hidden)
+    launches = 0.0
+    if chip.platform == "gpu":
+        launches = max(0.0, found.launches * LAUNCH_SECONDS - compute - memory - kernels)
+    exposed = waited + background - hidden
+    return Estimate(compute=compute, memory=memory, kernels=kernels, launches=launches, exposed=exposed)
 
 
 def seconds_of(traffic: Traffic, topology: Topology) -> float:

@@ -84,6 +84,8 @@ class Compiled:
     """Bytes that are read from and written to memory, by category (`moved`)."""
     products: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
     """Matrix products: FLOPs and bytes moved of one, and how many there are."""
+    launches: float = 0.0
+    """Instructions that move bytes: on GPUs about as many kernels are launched."""
     offloaded_bytes: float = 0.0
     """Bytes that go to or come from the host's memory."""
     layers: int = 0

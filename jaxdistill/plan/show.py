@@ -8,7 +8,7 @@ from rich.table import Table
 
 from jaxdistill import progress
 from jaxdistill.plan.costs import outside_bytes
-from jaxdistill.plan.estimate import said
+from jaxdistill.plan.estimate import LAUNCH_SECONDS, said
 from jaxdistill.plan.job import Compiled
 from jaxdistill.plan.planning import Plan, advice
 from jaxdistill.plan.products import KERNEL_NAMES, forward_kernels
@@ -18,8 +18,11 @@ LABELS = {
     "compute": "compute",
     "memory": "elementwise passes, reductions, copies",
     "kernels": "attention kernels",
+    "launches": "launches of kernels, which take longer than the work in them",
     "exposed": "communication that nothing hides",
 }
+SHORT = 1e-3
+"""Seconds: what the host does for each step takes about as long."""
 COLUMNS = ("mesh", "rows", "micro", "remat", "peak GiB", "of", "step s", "tokens/s", "MFU", "")
 
 
@@ -45,20 +48,18 @@ def show_plan(plan: Plan) -> None:
     _show_traffic(plan)
     if plan.fast and plan.slow:
         fast, slow = plan.fast, plan.slow
-        say(f"  step          {_range(fast.seconds, slow.seconds, '.3g')} s")
+        say(f"  step          {time_text(fast.seconds, slow.seconds)}")
         for name, label in LABELS.items():
             if getattr(slow, name):
                 what = "matrix products" if name == "compute" and slow.memory else label
-                say(f"                {_range(getattr(fast, name), getattr(slow, name), '.3g')} s {what}")
+                say(f"                {time_text(*sorted(getattr(of, name) for of in (fast, slow)))} {what}")
         say(f"  throughput    {_range(plan.tokens_per_second(slow), plan.tokens_per_second(fast), ',.0f')} tokens/s")
         say(f"  MFU           {_range(plan.mfu(slow), plan.mfu(fast), '.1%')}")
         hours = [plan.hours(of) for of in (fast, slow)]
         if hours[0] is not None and hours[1] is not None:
             n = plan.topology.chips
-            say(
-                f"  run           {plan.steps:,} steps: {_range(hours[0], hours[1], ',.3g')} hours, "
-                f"{_range(hours[0] * n, hours[1] * n, ',.3g')} chip-hours"
-            )
+            took = time_text(3600 * hours[0], 3600 * hours[1])
+            say(f"  run           {plan.steps:,} steps: {took}, {chip_hours_text(hours[0] * n, hours[1] * n)}")
         else:
             say("  run           how many steps there are is known once the rows are packed (`prepare`), or by --steps")
     for warning in warnings_of(plan):
@@ -128,6 +129,14 @@ def warnings_of(plan: Plan) -> list[str]:
     waiting = sum(t.bytes for t in found.traffic if not t.asynchronous)
     if sent and waiting > 0.5 * sent and plan.topology.devices > 1:
         warnings.append(f"{waiting / sent:.0%} of the bytes are sent synchronously: the devices wait for them")
+    slow = plan.slow
+    if slow is not None and slow.launches:
+        warnings.append(
+            f"a step this short is bound by the launches of its {found.launches:,.0f} kernels, about "
+            f"{1e6 * LAUNCH_SECONDS:g} µs each: its time is a floor and no estimate"
+        )
+    elif slow is not None and slow.seconds < SHORT:
+        warnings.append("a step this short is bound by what the host does for it: its time is a floor and no estimate")
     return warnings
 
 
@@ -151,6 +160,29 @@ def remat_text(plan: Plan) -> str:
     return asked if had in ("", asked) else f"{had} ({asked})"
 
 
+def time_text(low: float, high: float) -> str:
+    """A range of seconds in the unit that suits it, from microseconds to hours."""
+    units = {"hours": 3600.0, "s": 1.0, "ms": 1e-3, "µs": 1e-6}
+    enough = {"hours": 360.0, "s": 0.01, "ms": 1e-4, "µs": 0.0}
+    unit = next(name for name, least in enough.items() if high >= least)
+    return f"{_number(low / units[unit])} to {_number(high / units[unit])} {unit}"
+
+
+def chip_hours_text(low: float, high: float) -> str:
+    return (
+        f"{_number(low)} to {_number(high)} chip-hours" if low >= 0.01 else f"at most {max(high, 0.01):.2f} chip-hours"
+    )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g}" if value >= 1e-4 else f"{value:.6f}"
+
+
+def _number(value: float) -> str:
+    """Three digits, and never an exponent for what is large."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def _range(low: float, high: float, form: str) -> str:
     return f"{low:{form}} to {high:{form}}"
 
@@ -167,7 +199,7 @@ def row_of(plan: Plan) -> list[str]:
         remat_text(plan),
         f"{plan.found.peak_bytes / GIB:.2f}",
         f"{chip.hbm_gib:g}" if chip.hbm_gib else "",
-        _range(fast.seconds, slow.seconds, ".3g") if timed else "",  # pyrefly: ignore
+        f"{_seconds(fast.seconds)} to {_seconds(slow.seconds)}" if timed else "",  # pyrefly: ignore
         _range(plan.tokens_per_second(slow), plan.tokens_per_second(fast), ",.0f") if timed else "",  # pyrefly: ignore
         _range(plan.mfu(slow), plan.mfu(fast), ".0%") if timed else "",  # pyrefly: ignore
         "" if plan.fits else "does not fit",

@@ -110,6 +110,7 @@ def compile_step(job: Job, topology: Topology) -> Compiled:
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
         moved=dict(costs.moved),
         products=[(flops, size, count) for (flops, size), count in costs.products.items()],
+        launches=costs.launches,
         offloaded_bytes=costs.offloaded_bytes,
         layers=made.student.num_layers,
         remat=made.model.remat,

@@ -52,21 +52,23 @@ def _written(run: RunDir) -> int:
 
 
 def compare(free: int, traces: int | None, students: int | None, where: str) -> Iterator[Finding]:
-    """What to say of so many bytes; None where they are not known. Those of traces are an upper bound."""
-    says = (
-        f"{_size(free)} of space are free at {where}; checkpoints and exports take {_about(students, 'about')}, traces "
-        f"and rows {_about(traces, 'at most')}"
-    )
+    """What to say of so many bytes; None where they are not known. Those of traces are an upper bound.
+
+    Nothing is said where neither is known.
+    """
+    parts = {"checkpoints and exports take about": students, "traces and rows at most": traces}
+    known = [f"{what} {_size(size)}" for what, size in parts.items() if size is not None]
+    if not known:  # nobody learns from how much is free
+        return
+    says = f"{_size(free)} of space are free at {where}; {', '.join(known)}"
+    if students is None:
+        says += "; the student's size is not known"
     if (students or 0) > free:
         yield Finding("disk", "error", f"{says}; make room, name another run_dir, or lower train.keep_checkpoints.")
     elif (students or 0) + (traces or 0) > free:
         yield Finding("disk", "warning", f"{says}; if traces get that long, it will not do.")
     else:
         yield Finding("disk", "ok" if students is not None else "unchecked", says)
-
-
-def _about(size: int | None, word: str) -> str:
-    return "an unknown part of it" if size is None else f"{word} {_size(size)}"
 
 
 def _size(size: int) -> str:

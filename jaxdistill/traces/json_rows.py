@@ -61,7 +61,8 @@ def parse(line: bytes) -> dict[str, Any] | BadRow:
             return BadRow(
                 "several JSON objects in one line", f" (a second at column {error.colno})", start=_start(line)
             )
-        detail = f" ({error.msg} at column {error.colno}); each line must be one JSON object"
+        # some of its messages end in "at" themselves
+        detail = f" ({error.msg.removesuffix(' at')} at column {error.colno}); each line must be one JSON object"
         return BadRow("not valid JSON", detail, start=_start(line))
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
         return BadRow("not valid JSON", f" ({' '.join(str(error).split())})", start=_start(line))

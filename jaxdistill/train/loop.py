@@ -68,7 +68,13 @@ def train(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         outputs.close()
         if made.rollouts is not None:
             made.rollouts.close()
-    counts = {"parameters": parameters, "steps": made.steps, "epochs": made.epochs} | log.summary()
+    found = log.summary()
+    counts = {"parameters": parameters, "steps": made.steps, "epochs": made.epochs} | found
+    if found["final_loss"] is not None:
+        progress.say(
+            f"  step {made.steps:,} of {made.steps:,}: loss {found['final_loss']:.4g}, {found['tokens']:,} tokens in "
+            f"{found['seconds']:,.0f} s of training"
+        )
     return counts | ({"failed_saves": checkpoints.failed} if checkpoints.failed else {})
 
 

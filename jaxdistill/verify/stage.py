@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def verify(config: RunConfig, run: RunDir) -> dict[str, Any]:
     if found_before:
         say(f"  {found_before:,} results were known from before")
     print_yield(counts, settings)
+    if any(rejection is not None for rejection in rejected):
+        say(f"  what was rejected, and why: jaxdistill show {shlex.quote(config.run_dir)} --rejected 3")
     if is_next_to_nothing(counts):
         counts["cause"] = _likeliest_cause(counts, candidates, rejected, gold, config, run)
         say(f"  kept is {'nothing' if not counts['kept'] else 'next to nothing'}; likeliest cause: {counts['cause']}")

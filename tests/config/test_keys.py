@@ -79,9 +79,9 @@ def test_words_of_other_trainers(key, offered):
 
 
 def test_slips_of_the_pen():
-    assert "unknown key train.batch_row; did you mean batch_rows?" in refusal("train.batch_row")
+    assert "unknown key train.batch_row; did you mean train.batch_rows?" in refusal("train.batch_row")
     assert "unknown key trian; did you mean train?" in refusal("trian.steps")
-    assert "unknown key student.tokeniser; did you mean tokenizer?" in refusal("student.tokeniser")
+    assert "unknown key student.tokeniser; did you mean student.tokenizer?" in refusal("student.tokeniser")
 
 
 def test_what_is_like_nothing_gets_the_keys_of_its_section():

@@ -347,7 +347,10 @@ def test_what_does_not_fit_the_traces_is_one_line(tmp_path, data, message):
         ({"mixture": [{"name": "m", "weight": float("inf")}]}, "the weight of m is inf"),
         ({"mixture": [{"name": "m", "weight": 1}, {"name": "n"}]}, "some sources have a weight and some have none"),
         ({"mixture": [{"name": "m"}, {"name": "m"}]}, "two sources have the same name"),
-        ({"mixture": [{"name": "m", "wieght": 1}]}, r"unknown key data\.mixture\.0\.wieght; did you mean weight\?"),
+        (
+            {"mixture": [{"name": "m", "wieght": 1}]},
+            r"unknown key data\.mixture\.0\.wieght; did you mean data\.mixture\.0\.weight\?",
+        ),
         ({"mixture": [{"weight": 1}]}, r"data\.mixture\.0\.name is missing"),
         ({"curriculum": {"by": "tokens"}}, "exactly one of `parts`"),
         ({"curriculum": {"by": "tokens", "parts": 1}}, "parts is 1; set at least 2"),

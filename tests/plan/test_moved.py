@@ -26,6 +26,17 @@ def test_an_elementwise_instruction_reads_its_operands_and_writes_its_result():
     assert moved(body) == {"elementwise": 4 * 32 + 2 * 8 + 2 * 32}
 
 
+def test_what_moves_bytes_is_launched_as_often_as_it_runs():
+    body = """
+    %a = f32[4,8]{1,0} parameter(0)
+    %b = f32[32]{0} bitcast(%a)
+    %d = f32[32]{0} something(%b)
+    ROOT %c = f32[32]{0} another(%d)
+    """
+    lines = "\n".join(f"  {line.strip()}" for line in body.strip().splitlines())
+    assert analyze(MAIN.format(lines), 4).launches == 2
+
+
 def test_what_only_renames_is_free():
     body = """
     %a = f32[4,8]{1,0} parameter(0)

@@ -1,8 +1,13 @@
 """What `plan` prints of a compiled step."""
 
+import re
+
+import pytest
+
 from jaxdistill import progress
+from jaxdistill.plan.estimate import LAUNCH_SECONDS
 from jaxdistill.plan.request import make_job
-from jaxdistill.plan.show import attention_text, show_plan, warnings_of
+from jaxdistill.plan.show import attention_text, row_of, show_plan, warnings_of
 from jaxdistill.plan.targets import GIB, Topology
 from tests.plan.test_request import config, plan_of
 
@@ -30,6 +35,30 @@ def test_a_gpus_bytes_memory_and_attention_are_shown():
     assert "s elementwise passes, reductions, copies" in text
     assert plan.as_dict()["outside_bytes"] == 240e9
     assert not any("attention" in warning for warning in warnings_of(plan))
+
+
+@pytest.mark.parametrize("chip", ["h100:1", "v5e:2x2"])
+def test_a_tiny_step_is_bound_by_launches_and_its_units_can_be_read(chip):
+    topology = Topology.of(chip)
+    small = {"flops": 1e6, "kernel_flops": {}, "products": [(1e4, 1e4, 100.0)], "moved": {"elementwise": 1e6}}
+    job = make_job(config(batch_rows=4, remat="full"), topology)
+    plan = plan_of(job, topology, **small, cycles=1000.0, traffic=[], launches=500.0, layers=2)
+    with progress.console.capture() as captured:
+        show_plan(plan)
+    text = " ".join(captured.get().split())
+    assert not re.search(r"\de-\d", " ".join([text, *row_of(plan)]))  # such as 1e-09 hours
+    assert "a step this short is bound by" in text and "no estimate" in text
+    assert "at most 0.01 chip-hours" in text
+    if chip.startswith("h100"):
+        assert plan.fast.seconds == pytest.approx(500 * LAUNCH_SECONDS)
+        assert "step 1.2 to 1.2 ms" in text
+        assert "1,000 steps: 1.2 to 1.2 s" in text
+
+
+def test_launches_cost_a_long_step_nothing():
+    plan, text = shown(products=[(1e12, 1e9, 100.0)], launches=5000.0)
+    assert plan.fast.launches == plan.slow.launches == 0
+    assert "launches" not in text
 
 
 def test_attention_without_a_kernel_is_warned_of():

@@ -454,6 +454,8 @@ def test_room_on_the_disk():
     assert level(100, 0, 101) == "error"
     assert level(100, None, 99) == "ok"
     assert level(100, 10, None) == "unchecked"
+    assert "unknown" not in only(disk.compare(100, None, 10, "/here")).text
+    assert list(disk.compare(100, None, None, "/here")) == []  # nobody learns from how much is free
 
 
 def test_a_run_that_cannot_fit_is_refused(tmp_path):

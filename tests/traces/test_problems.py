@@ -123,6 +123,7 @@ def test_a_held_out_set_of_an_earlier_try_is_removed(tmp_path):
     ("rows", "options", "message"),
     [
         (['{"problem": "1+1?", "answer": "2"}', '{"problem": '], {}, r"set\.jsonl:2: not valid JSON"),
+        (['{"problem": "a\tb"}'], {}, r"not valid JSON \(Invalid control character at column 15\);"),
         (["[1, 2]"], {}, r"set\.jsonl:1: expected a JSON object, found int"),
         ([{"problem": "1?", "answer": 1}, "[1, 2]"], {}, r"set\.jsonl:2: expected a JSON object, found list"),
         ([{"question": "1+1?", "answer": 2}], {}, r"set\.jsonl:1: no field 'problem'; this line has answer, question"),

@@ -166,8 +166,9 @@ def test_counts_are_the_waterfall(tmp_path, capsys):
     assert lines[0] == "  11 traces of 3 problems"
     assert lines[1] == "  generated           11  100.0%"
     assert lines[2] == "  finished             9   81.8%  - 1 failed, 1 truncated"
-    assert lines[-3].split() == ["math", "10", "8", "7", "3", "2", "1"]
-    assert lines[-1] == "  problems with a kept trace: 1"
+    assert lines[-4].split() == ["math", "10", "8", "7", "3", "2", "1"]
+    assert lines[-2] == "  problems with a kept trace: 1"
+    assert lines[-1].startswith("  what was rejected, and why: jaxdistill show ")
 
 
 def test_without_answers_only_the_form_counts(tmp_path, capsys):
