@@ -315,7 +315,7 @@ def test_what_refuses_everybody_stops_the_run_at_the_first_request(run, status, 
 def test_a_limited_rate_costs_no_attempts(run):
     """More refusals than attempts for every request, and none fails."""
     with StrictServer(status=429, headers={"Retry-After": "0.02"}, body={"error": "slow down"}, good=200) as server:
-        assert collect.generate(chat(server.url, retries=0), run)["finished"] == {"stop": 40}
+        assert collect.generate(chat(server.url, retries=0, patience_s=120), run)["finished"] == {"stop": 40}
     assert len(server.asked) == 240
 
 
