@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -56,6 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if CACHE not in os.environ:  # a worker of pytest-xdist has its parent's
         folder = os.environ[CACHE] = tempfile.mkdtemp(prefix="jaxdistill-compiled-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        # the compilers of `plan` are where they were made
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        os.environ.setdefault("JAXDISTILL_PLAN_HOME", str(Path(home) / "jaxdistill"))
     # what has been compared with transformers is remembered there, and not in the home of who runs the tests
     os.environ["XDG_CACHE_HOME"] = os.environ[CACHE]
 

@@ -125,7 +125,7 @@ def make_config(url: str, samples: int, logprobs: int) -> Any:
                 "samples": samples,
                 "max_tokens": TOKENS,
                 "logprobs": logprobs,
-                "server": {"urls": [url], "in_flight": 64},
+                "server": {"urls": [url], "in_flight": 64, "dialect": "vllm"},
             },
             "data": {"row_tokens": 136},
             "student": {"init": "demo"},

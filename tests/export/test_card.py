@@ -42,6 +42,7 @@ SHAPE = ModelConfig.from_hf(
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
+        "num_key_value_heads": 2,
     }
 )
 

@@ -89,7 +89,7 @@ def trained(model, seed=1):
 def build(family, folder):
     """(our model with trained adapters, PEFT's model from our adapter folder); the base is in `folder / "base"`."""
     tiny.make(family, folder / "base", vocab_size=98)
-    (folder / "tokenizer").mkdir()
+    tiny.tokenizer(folder / "tokenizer", family)
     ours = trained(with_lora(load_hf(folder / "base"), Lora.of(3, 5.0, 0.0, TARGETS), seed=0))
     more = {"base": str(folder / "base"), "revision": None, "tokenizer": folder / "tokenizer", "card": "# card"}
     export_adapter(ours, folder / "adapter", **more)

@@ -1,7 +1,12 @@
 """Small random models of every family, as transformers makes them."""
 
+from pathlib import Path
+
 import torch
 import transformers as hf
+
+from jaxdistill import served
+from jaxdistill.data.tokenizer import train_tokenizer
 
 FAMILIES = {
     "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM),
@@ -47,3 +52,10 @@ def make(family: str, folder=None, *, tie=False, **overrides):
     if folder is not None:
         model.save_pretrained(folder)
     return model
+
+
+def tokenizer(folder: Path, family: str) -> None:
+    """A tokenizer of a few tokens, as `prepare` leaves one beside a student of a family."""
+    folder.mkdir()
+    train_tokenizer(folder, ["some text"], 300)
+    served.settle(folder, family)
