@@ -27,10 +27,14 @@ THOUGHT_FIELDS = (
 _THOUGHT_FIELDS = frozenset(THOUGHT_FIELDS)
 _TOOL_FIELDS = frozenset(("tool_calls", "function_call"))
 _TEXT = {None, "", "text", "output_text", "input_text"}
-_THOUGHT = {"thinking", "reasoning", "thought", "reasoning_content", "reasoning_text", "reasoning.text"}
+THOUGHT_PARTS = {"thinking", "reasoning", "thought", "reasoning_content", "reasoning_text", "reasoning.text"}
+"""Types of parts that hold thoughts."""
 _TOOL = {"tool_use", "tool_call", "tool_calls", "function_call", "server_tool_use", "tool_result", "function"}
 _PARTS = (
-    (_TEXT - {None, ""}) | _THOUGHT | _TOOL | {"image", "image_url", "input_image", "audio", "input_audio", "video"}
+    (_TEXT - {None, ""})
+    | THOUGHT_PARTS
+    | _TOOL
+    | {"image", "image_url", "input_image", "audio", "input_audio", "video"}
 )
 """Types of parts by which JSON in a text is known to be parts."""
 _HIDDEN = ("redacted", "encrypted")
@@ -162,7 +166,7 @@ def _part(part: Any, what: str) -> tuple[bool, str]:
     name = part.get("type")
     if not isinstance(name, str | None):
         raise BadRow(f"a part of the {what} has a type that is {kind(name)}")
-    if name in _THOUGHT or any(word in str(name) for word in _HIDDEN):
+    if name in THOUGHT_PARTS or any(word in str(name) for word in _HIDDEN):
         return True, thoughts_of([part], "content")
     if name in _TOOL:
         raise BadRow("the response calls a tool" if what == "response" else f"a part of the {what} is of type {name!r}")

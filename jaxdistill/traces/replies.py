@@ -5,13 +5,16 @@ A server's answer is not trusted: what is not a whole, consistent completion is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, Literal
 
 from jaxdistill.config import ServerConfig
 from jaxdistill.traces import logprobs, thinking
+from jaxdistill.traces.content import THOUGHT_FIELDS, THOUGHT_PARTS, thoughts_of
 from jaxdistill.traces.engines import Completion, Request, Sampling
 from jaxdistill.traces.server_errors import Failed, check_reply, short
+from jaxdistill.traces.values import BadRow
 
 PATHS = {"completions": "/completions", "chat": "/chat/completions"}
 TOKEN = "token_id:"
@@ -183,9 +186,10 @@ def _text(choice: dict[str, Any], api: str, reason: str) -> str:
     if refusal := message.get("refusal"):
         raise Failed(f"the model refused: {short(str(refusal).encode())}", retry=False)
     # the fields of servers with a reasoning parser; one of them is enough, as some fill two with the same
-    for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details"):
+    for name in THOUGHT_FIELDS:
         if not thoughts and message.get(name):
-            thoughts = _flat(message[name])
+            with contextlib.suppress(BadRow):  # hidden thoughts are none: the answer is there, and paid for
+                thoughts = thoughts_of(message[name], name)
     thoughts = thinking.bare(thoughts)
     if thinking.OPEN in content or thinking.CLOSE in content:  # left there although it was also taken out
         return content
@@ -204,7 +208,7 @@ def _parts(content: Any) -> tuple[str, str]:
         raise Failed("a message whose content is not text")
     of = {True: "", False: ""}
     for part in content:
-        of[part.get("type") in ("thinking", "reasoning")] += _flat(part)
+        of[part.get("type") in THOUGHT_PARTS] += _flat(part)
     return of[True], of[False]
 
 

@@ -63,10 +63,11 @@ def streams(
             raise ValueError(f"{name}: no files that end in {', '.join(suffixes)} in this archive; unpack it.")
         for member in members:
             try:
-                with archive.open(member) as stream:
-                    yield member, io.BufferedReader(_raw(stream), _BUFFER)
+                opened = archive.open(member)
             except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in another way
                 raise ValueError(f"{name}: {member} cannot be unpacked ({error}); unpack it yourself.") from None
+            with opened as stream:
+                yield member, io.BufferedReader(_raw(stream), _BUFFER)
 
 
 def _is_data(member: str) -> bool:

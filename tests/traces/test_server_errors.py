@@ -97,7 +97,8 @@ def test_a_base_url_is_no_endpoint(url, message):
 
 
 def test_base_urls_of_hosted_servers_need_not_end_in_v1():
-    configs.ServerConfig(urls=("https://api.example.com/api/paas/v4/", "https://example.com/v1beta/openai"))
+    urls = ("https://api.example.com/api/paas/v4/", "https://example.com/v1beta/openai")
+    assert configs.ServerConfig(urls=urls).urls == urls
 
 
 # ------------------------------------------------------------------------------------------------ when a run stops
@@ -387,6 +388,8 @@ def test_thoughts_come_in_many_fields():
         {"content": "4", "reasoning": "Hm."},
         {"content": "4", "reasoning": "Hm.", "reasoning_content": "Hm.", "reasoning_details": [{"text": "Hm."}]},
         {"content": "4", "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]},
+        {"content": "4", "thinking": True, "thinking_blocks": [{"type": "thinking", "thinking": "Hm."}]},
+        {"content": "4", "reasoning_content": "<think>\nHm.\n</think>"},
         {"content": "4", "reasoning": [block]},
         {"content": [{"type": "thinking", "thinking": [block]}, {"type": "text", "text": "4"}]},
         {"content": want},
