@@ -73,14 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise ValueError(
                         f"--redo {arguments.redo} would remove what --until {until} does not make again; leave one out."
                     )
-                if arguments.redo in ("problems", "generate"):  # nothing is removed for a run that is refused then
+                if arguments.redo in PAID_FOR:  # nothing is removed for a run that is refused then
                     _refuse_before_paying(config, arguments)
                 pipeline.redo(arguments.redo, config)
             if arguments.command == "run":
                 return run_all(arguments.config, arguments.overrides, config, arguments.debug, arguments.until)
             if arguments.command == "ablate":
                 return ablate(arguments.config, arguments.overrides, config, arguments.debug)
-            if arguments.command == "generate":
+            if arguments.command == "generate" and arguments.redo not in PAID_FOR:  # else it has just been done
                 _check_before_paying(config, arguments)
             pipeline.run_command(arguments.command, config)
             if arguments.command == "export" and arguments.check:
@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return processes.leave(1)
     except RuntimeError as error:
         if _is_out_of_memory(error):
-            error = RuntimeError(f"{_out_of_memory(arguments.command)} ({' '.join(str(error).split())[:160]}).")
+            found = f"{_out_of_memory(arguments.command)} ({' '.join(str(error).split())[:160]})."
+            error = RuntimeError(found).with_traceback(error.__traceback__)
         elif processes.count() == 1:
             raise
         # else another process is gone, as JAX puts it
@@ -253,10 +254,13 @@ def dry_run(config: RunConfig, arguments: argparse.Namespace) -> int:
     progress.say()
     table = Table("stage", "folder", "status", box=None, header_style="bold")
     commands = (arguments.command,) if arguments.command in pipeline.COMMANDS else None
-    for row in pipeline.plan(config, commands or pipeline.commands_until(getattr(arguments, "until", None))):
+    rows = pipeline.plan(config, commands or pipeline.commands_until(getattr(arguments, "until", None)))
+    for row in rows:
         table.add_row(*row)
     progress.console.print(table)
-    found = preflight.check(config, _yaml_of(arguments))
+    found = list(preflight.check(config, _yaml_of(arguments)))
+    if not arguments.redo:  # which may be what is asked for there
+        found += [preflight.Finding(task, "error", why) for task, _, why in rows if why not in ("to do", "done")]
     progress.say()
     progress.say("checks:")
     for finding in sorted(found, key=lambda finding: LEVELS.index(finding.level)):
@@ -290,6 +294,8 @@ def _refuse_before_paying(config: RunConfig, arguments: argparse.Namespace) -> N
     preflight.refuse(config, _yaml_of(arguments))
 
 
+PAID_FOR = ("problems", "generate")
+"""Stages behind which the teacher is asked again."""
 LEVELS = ("ok", "unchecked", "warning", "error")
 """The order in which findings are printed: the worst last, where they are seen."""
 SMALLER = {

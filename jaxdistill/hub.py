@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ def demo_teacher() -> Path:
     return Path(str(importlib.resources.files("jaxdistill") / "demo" / "teacher"))
 
 
+def local(name: str) -> Path:
+    """The folder that a checkpoint's name means, if it means one."""
+    return demo_teacher() if name == DEMO else Path(name).expanduser()
+
+
 def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The local folder of a checkpoint, downloaded first if `name` is a hub repository id.
 
@@ -30,7 +36,7 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
     Raises:
       ValueError: nothing there, or no weights in it.
     """
-    folder = demo_teacher() if name == DEMO else Path(name)
+    folder = local(name)
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise ValueError(
@@ -55,7 +61,7 @@ def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Pa
                 + (" with a fast tokenizer." if not weights else ".")
             )
     if weights and not any(folder.glob(ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors")):
-        raise ValueError(_no_weights(folder, downloaded=folder != Path(name) and name != DEMO))
+        raise ValueError(_no_weights(folder, downloaded=folder != local(name)))
     return folder
 
 
@@ -68,7 +74,7 @@ def is_adapter(folder: Path) -> bool:
 
 def is_checkpoints(name: str) -> bool:
     """Whether `name` is a folder of training checkpoints of ours, and no Hugging Face checkpoint."""
-    return (Path(name) / SHAPE).is_file() and not (Path(name) / "config.json").is_file()
+    return (local(name) / SHAPE).is_file() and not (local(name) / "config.json").is_file()
 
 
 def _no_weights(folder: Path, *, downloaded: bool) -> str:
@@ -145,7 +151,7 @@ def licence_of(name: str, revision: str | None = None) -> str | None:
     """
     import yaml
 
-    folder = demo_teacher() if name == DEMO else Path(name)
+    folder = local(name)
     card: Any = folder / "README.md"
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
@@ -182,7 +188,7 @@ def fetch_data(name: str, patterns: list[str], revision: str | None = None) -> P
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        cause = str(error).strip().splitlines()[0]
+        cause = _first_line(error)
         raise ValueError(f"{name}: not to be had from the hub ({cause}); name a local file in `path`.") from None
 
 
@@ -194,13 +200,15 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        cause = str(error).strip().splitlines()[0]
+        cause = _first_line(error)
         raise ValueError(f"{name}: neither a local folder nor to be had from the hub ({cause}).") from None
 
 
-def list_data(name: str, revision: str | None = None) -> tuple[str, list[str]]:
+def list_data(name: str, revision: str | None, say: Callable[[str], None]) -> tuple[str, list[str]]:
     """(commit, names of all files) of a data set of the hub; without a network, of what its cache holds.
 
+    Args:
+      say: is told where the cache is read instead, which may hold fewer files.
     Raises:
       ValueError: no such data set or revision, one that wants a token, or neither a network nor the set in the cache.
     """
@@ -221,6 +229,10 @@ def list_data(name: str, revision: str | None = None) -> tuple[str, list[str]]:
                 f"{name}{at}: the hub cannot be reached ({_first_line(error)}), and the cache does not have it; try "
                 "again with a network, or name local files in path."
             ) from None
+        say(
+            f"  {name}: the hub cannot be reached ({_first_line(error)}); its cache is read instead: {len(found[1]):,} "
+            f"file(s) of commit {found[0][:12]}"
+        )
         return found
     assert info.sha is not None
     return info.sha, sorted(file.rfilename for file in info.siblings or ())

@@ -138,7 +138,7 @@ def settle(folder: Path, model_type: str) -> str | None:
         if found() is None:
             return f"tokenizer_class is now {PLAIN_CLASS} instead of {was}, under which {first}"
         # a class that needs an unknown token adds one, for which the model has no embedding
-        settings = {"unk_token": settings["eos_token"]} | settings
+        settings = {"unk_token": str(load_tokenizer(str(folder)).eos_token)} | settings
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         found()
         before = _read(folder, PROBES[0])

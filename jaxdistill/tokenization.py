@@ -215,12 +215,12 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     except (TemplateError, TypeError, LookupError, ValueError, AttributeError):  # made for prompts alone
         return eos
     behind = text.rpartition(answer)[2] if answer in text else ""
-    places = [(behind.find(name), -len(name), i) for name, i in _special(tokenizer).items() if name in behind]
+    places = [(behind.find(name), -len(name), i) for name, i in special_tokens(tokenizer).items() if name in behind]
     return int(min(places)[2]) if places else eos
 
 
 @functools.lru_cache(maxsize=16)
-def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Special tokens, text -> id: those with a name, as eos, and those that tokenizer.json calls so."""
     found = {token.content: int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return found | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
@@ -231,7 +231,7 @@ def decode_response(
 ) -> str:
     """The text of generated ids: special tokens left out, thinking's `tags` kept even where they are special tokens."""
     keep = {tokenizer.convert_tokens_to_ids(tag) for tag in tags}
-    drop = set(_special(tokenizer).values()) - keep
+    drop = set(special_tokens(tokenizer).values()) - keep
     return str(tokenizer.decode([i for i in ids if i not in drop], skip_special_tokens=False))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 from jaxdistill.config.base import require, section
@@ -63,6 +64,7 @@ class RunConfig:
     ablate: AblateConfig = AblateConfig()
 
     def __post_init__(self):
+        object.__setattr__(self, "run_dir", str(Path(self.run_dir).expanduser()))
         require(
             self.export.lora == "merged" or (self.student.lora is not None and self.student.init is not None),
             "export.lora: adapter needs `student.lora`, and `student.init`, the checkpoint that the adapter is for.",

@@ -37,7 +37,7 @@ from jaxdistill.data import (
 from jaxdistill.data.order import Group, Layout, Order
 from jaxdistill.data.store import Examples, scratch
 from jaxdistill.records import RunDir, Verdict, atomic_file, atomic_folder, read_records, write_json
-from jaxdistill.tokenization import PROMPTS, config_stops, day_of, load_tokenizer, stop_ids
+from jaxdistill.tokenization import PROMPTS, config_stops, load_tokenizer, stop_ids
 
 ORIGINS = "origins.parquet"
 ROUND = 128
@@ -76,6 +76,11 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
                 # of a trace cut into tasks the last part may come with the next chunk
                 done = min(total, done + len({name.partition("#")[0] for name in chunk.ids}))
                 update(done, f"{number} processes" if number > 1 else "")
+        if not lengths:
+            raise ValueError(
+                f"data.tasks: none of {total:,} kept traces gives an example; add a task of kind trace, or keep traces "
+                "that think."
+            )
         if not len(store):
             dropped = store.overlong.total(), store.ends_early.total()
             raise ValueError(all_dropped(total, np.array(lengths), *dropped, data.row_tokens, _context(config)))
@@ -83,7 +88,7 @@ def prepare(config: RunConfig, run: RunDir, shared: RunDir) -> dict[str, Any]:
         counts = _pack(config, run.tokens, examples) | {
             "overlong_dropped": store.overlong.total(),
             "early_eos_dropped": store.ends_early.total(),
-            "day": day_of(load_tokenizer(str(run.tokenizer))),
+            "day": shared.first_day(),
         }
         if codec is not None and readers is not None:
             counts["topk"] = stored.finish(run, codec, readers, store.covered / int(examples.lengths[:, 1:].sum()))
@@ -104,7 +109,7 @@ def prepare_tokenizer(config: RunConfig, run: RunDir, shared: RunDir) -> None:
     """Puts the student's tokenizer into the run folder, so that every later stage uses the very same one."""
     start = config.student.init
     if start is not None and hub.is_checkpoints(start):  # of another run, whose tokenizer lies beside them
-        start = str(Path(start).parent / "tokenizer")
+        start = str(hub.local(start).parent / "tokenizer")
     name = config.student.tokenizer or start or config.traces.teacher
     if name is None:
         raise ValueError(
@@ -273,8 +278,10 @@ def _init_config(config: RunConfig) -> dict[str, Any]:
     """The shape of `student.init` in Hugging Face's names, its text part where it has several."""
     assert config.student.init is not None
     if hub.is_checkpoints(config.student.init):
-        return json.loads((Path(config.student.init) / hub.SHAPE).read_text())
-    found = hub.read_config(hub.fetch(config.student.init, config.student.revision, weights=False))
+        return json.loads((hub.local(config.student.init) / hub.SHAPE).read_text())
+    from jaxdistill.models.adapters import base_of  # imports JAX
+
+    found = hub.read_config(base_of(hub.fetch(config.student.init, config.student.revision, weights=False)))
     return found.get("text_config", found)
 
 

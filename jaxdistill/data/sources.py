@@ -97,7 +97,7 @@ def sources_of(data: DataConfig) -> tuple[SourceConfig, ...]:
 
 def run_of(source: SourceConfig, shared: RunDir) -> RunDir:
     """The run that a source's traces are of."""
-    return shared if source.run is None else RunDir(Path(source.run))
+    return shared if source.run is None else RunDir(Path(source.run).expanduser())
 
 
 def select(data: DataConfig, shared: RunDir) -> list[Taken]:

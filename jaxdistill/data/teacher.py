@@ -17,7 +17,7 @@ from jaxdistill.data import topk
 from jaxdistill.data.examples import Example
 from jaxdistill.data.topk import TopK
 from jaxdistill.records import RunDir
-from jaxdistill.tokenization import encode_responses
+from jaxdistill.tokenization import encode_responses, special_tokens
 from jaxdistill.traces import logprobs
 from jaxdistill.traces.logprobs import Origin, TopLogprobs
 
@@ -154,8 +154,8 @@ def align(tokenizer: PreTrainedTokenizerBase, student: Sequence[int], teacher: S
     if student == teacher:
         return np.arange(len(student))
     found = np.full(len(student), -1, np.int64)
-    ends = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
-    size, drawn = len(student) - 1, len(teacher)  # the student's ends with the eos
+    ends = set(special_tokens(tokenizer).values())
+    size, drawn = len(student) - 1, len(teacher)  # the student's ends with the end of its turn
     if teacher and teacher[-1] in ends:
         drawn -= 1
         if teacher[-1] == student[-1]:

@@ -152,6 +152,7 @@ def template_text(name: str) -> str:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
-    if not Path(name).is_file():
+    file = Path(name).expanduser()
+    if not file.is_file():
         raise ValueError(f"data.chat_template: {name} is no file; built in are {', '.join(BUILT_IN)}.")
-    return Path(name).read_text()
+    return file.read_text()

@@ -148,13 +148,12 @@ def export_adapter(
 
 
 def _is_folder(base: str) -> bool:
-    return base == hub.DEMO or Path(base).is_dir()
+    return hub.local(base).is_dir()
 
 
 def _place_of(base: str) -> str:
     """Hub names stay, and folders are found from wherever the adapter is loaded."""
-    folder = hub.demo_teacher() if base == hub.DEMO else Path(base)
-    return str(folder.resolve()) if _is_folder(base) else base
+    return str(hub.local(base).resolve()) if _is_folder(base) else base
 
 
 def _checked(check: Check | None, folder: Path | None) -> Any:

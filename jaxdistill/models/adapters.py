@@ -160,6 +160,11 @@ def fetch_base(folder: Path) -> Path:
     return base
 
 
+def base_of(folder: Path) -> Path:
+    """The folder itself, or the one that its adapters belong to."""
+    return fetch_base(folder) if hub.is_adapter(folder) else folder
+
+
 def read_adapter(folder: Path, config: ModelConfig, lora: Lora) -> dict[str, Any]:
     """The adapter's parameters, fp32, stacked over layers, by our names.
 

@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxdistill import hub
-from jaxdistill.models.adapters import fetch_base, read_adapter, read_peft
+from jaxdistill.models.adapters import base_of, read_adapter, read_peft
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import Decoder
 from jaxdistill.models.layerwise import FromFiles, FromModel, Outputs, forward, host_layers
@@ -110,11 +110,6 @@ def compare_files(folder: Path) -> Comparison:
     return _told(lambda: _compare_files(folder), config)
 
 
-def base_of(folder: Path) -> Path:
-    """The folder itself, or the one that its adapters belong to."""
-    return fetch_base(folder) if hub.is_adapter(folder) else folder
-
-
 def _compare_files(folder: Path) -> Comparison:
     if hub.is_adapter(folder):
         lora, base = read_peft(folder)[0], base_of(folder)
@@ -161,7 +156,7 @@ def _wrong_rows(source: FromModel, folder: Path | None) -> processes.Step[int]:
     for block in () if source.how.config.tie_embeddings else source.embedding_blocks():
         if jax.process_index() == 0 and error is None:
             try:
-                tensor = tensor or open_tensors(_existing(folder))[EMBEDDING]
+                tensor = tensor or open_tensors(base_of(_existing(folder)))[EMBEDDING]
                 theirs = tensor.read((slice(start, start + len(block)), slice(None)))
                 wrong += int(np.any(_number(block, source.how.bf16) != _number(theirs), axis=1).sum())
             except Exception as failed:  # any: the others are about to gather the next block

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill import hub
-from jaxdistill.models.adapters import WEIGHTS, fetch_base
+from jaxdistill.models.adapters import WEIGHTS, base_of
 from jaxdistill.models.layerwise import HEAD_ROWS, KEPT, Outputs
 from jaxdistill.models.names import HEAD
 from jaxdistill.models.tensor_files import Tensor, open_tensors, read_header
@@ -30,7 +29,7 @@ def reference(folder: Path, ids_BT: np.ndarray) -> Outputs:
         parameters that the files do not hold.
     """
     torch = _import("torch", folder)
-    base = fetch_base(folder) if hub.is_adapter(folder) else folder
+    base = base_of(folder)
     model = _made(base, torch)
     tensors = open_tensors(base)
     _feed(model, tensors, base, torch)

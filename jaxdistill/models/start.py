@@ -17,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdistill import __version__, hub, progress
+from jaxdistill.models.adapters import base_of
 from jaxdistill.models.decoder import Decoder
 from jaxdistill.models.load import load_hf, params_of
-from jaxdistill.models.parity import Comparison, base_of, compare_files, compare_with_transformers
+from jaxdistill.models.parity import Comparison, compare_files, compare_with_transformers
 from jaxdistill.models.tensor_files import open_tensors
 from jaxdistill.parallel import mesh as meshes
 from jaxdistill.parallel import processes
@@ -71,7 +72,7 @@ def check_start(folder: Path, model: Decoder | None = None, *, seen: Path | None
     seen = seen or _cache_folder() / "checked.json"
     if not needs_check(folder, seen=seen):
         return None
-    begun = time.monotonic()
+    begun, mark = time.monotonic(), processes.by_first(lambda: _fingerprint(folder))  # of what is compared now
     if model is not None and is_exact(model, folder):
         found = compare_with_transformers(model, folder)
     else:
@@ -81,7 +82,7 @@ def check_start(folder: Path, model: Decoder | None = None, *, seen: Path | None
             f"{folder}: {found}: it is another model here than there, and training would start from it; look for what "
             "its config.json says twice or in an unusual way, or set student.check: false if you know why."
         )
-    processes.by_first(lambda: _remember(seen, _fingerprint(folder), folder, found))
+    processes.by_first(lambda: _remember(seen, str(mark), folder, found))
     progress.say(
         f"  {folder} is what transformers makes of it: logits differ by at most {found.max_difference:.1e} of "
         f"{found.logit_scale:.1f} ({time.monotonic() - begun:.0f} s)"

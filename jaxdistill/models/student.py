@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxdistill import hub
 from jaxdistill.config import StudentConfig, to_dict
 from jaxdistill.models import orbax
+from jaxdistill.models.adapters import base_of
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.decoder import Decoder
 from jaxdistill.models.load import (
@@ -35,8 +36,8 @@ def student_shape(student: StudentConfig, vocabulary: int, row_tokens: int) -> M
     """
     if student.init is not None:
         checkpoints = hub.is_checkpoints(student.init)
-        folder = Path(student.init) if checkpoints else hub.fetch(student.init, student.revision)
-        config = orbax.read_shape(folder) if checkpoints else hub.read_config(folder)
+        folder = hub.local(student.init) if checkpoints else hub.fetch(student.init, student.revision)
+        config = orbax.read_shape(folder) if checkpoints else hub.read_config(base_of(folder))
         shape = ModelConfig.from_hf(config, f"{folder}/{hub.SHAPE if checkpoints else 'config.json'}")
         if vocabulary > shape.vocab_size:
             raise ValueError(
@@ -78,7 +79,7 @@ def start_student(
     lora = lora_of(student)
     base: Any = student.lora.base_dtype if student.lora else "float32"
     if student.init is not None and hub.is_checkpoints(student.init):
-        model = _from_checkpoints(Path(student.init), shape, mesh, base)
+        model = _from_checkpoints(hub.local(student.init), shape, mesh, base)
     elif student.init is not None:
         model = load_checked(student.init, mesh, check=check, revision=student.revision, param_dtype=base)
     else:

@@ -31,14 +31,14 @@ OPTIMIZER_BYTES = {"adamw": 8, "muon": 6, "adafactor": 1}
 
 def check(config: RunConfig) -> Iterator[Finding]:
     """Whether there is room for traces, rows, checkpoints and exports."""
-    folder = Path(config.run_dir).expanduser().absolute()
+    folder = Path(config.run_dir).absolute()
     while not folder.exists():
         folder = folder.parent
     runs = [config, *(with_baseline(config, name) for name in config.baselines)]
     sizes = [student_bytes(each) for each in runs]
     known = [size for size in sizes if size is not None]
     yield from compare(
-        shutil.disk_usage(folder).free + _written(RunDir(Path(config.run_dir).expanduser())),
+        shutil.disk_usage(folder).free + _written(RunDir(Path(config.run_dir))),
         traces_bytes(config, problems_of(config.problems)),
         sum(known) if len(known) == len(sizes) else None,
         str(folder),
@@ -155,6 +155,9 @@ def _shape(config: RunConfig) -> dict:
     found = config_of(student.init, student.revision)
     if isinstance(found, Finding):
         return {}
-    shape = found.get("text_config", found)
-    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    return shape if all(isinstance(shape.get(name), int) for name in needed) else {}
+    from jaxdistill.models import ModelConfig  # imports JAX
+
+    try:
+        return ModelConfig.from_hf(found, student.init).to_hf()  # with the family's own defaults
+    except ValueError:
+        return {}

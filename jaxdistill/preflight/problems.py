@@ -5,7 +5,6 @@ responses show their thinking?
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,8 +23,6 @@ WITH_RESPONSES = ("messages", "sharegpt", "r1", "prompt_completion")
 GOLD_NAMES = ("answer", "final_answer", "gold", "gold_answer", "ground_truth", "expected_answer", "correct_answer",
               "target", "label", "reference", "reference_answer", "solution", "output")  # fmt: skip
 """What gold answers are called, the likeliest first."""
-THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
-"""Fields of a message that hold thinking beside its content."""
 
 
 def check(config: RunConfig) -> Iterator[Finding]:
@@ -53,7 +50,7 @@ def _check(
     if wanted and not section.forget_answers:
         yield from check_gold(rows, section, what, whole=whole)
     if what == "problems" and config.traces.engine == "import" and section.source in WITH_RESPONSES:
-        yield from check_thinking(rows, config.traces, required=config.verify.think == "required")
+        yield from check_thinking(rows, section, config.traces, required=config.verify.think == "required")
 
 
 def first_rows(section: ProblemsConfig) -> tuple[list[dict[str, Any]], bool] | Finding:
@@ -147,18 +144,18 @@ def _is_answer(rows: Sequence[dict[str, Any]], name: str) -> bool:
     return all(isinstance(value, str | int | float) for value in found if value is not None) and any(found)
 
 
-def check_thinking(rows: Sequence[dict[str, Any]], traces: TracesConfig, *, required: bool) -> Iterator[Finding]:
+def check_thinking(
+    rows: Sequence[dict[str, Any]], section: ProblemsConfig, traces: TracesConfig, *, required: bool
+) -> Iterator[Finding]:
     """Whether imported responses have thinking that the import finds."""
     if not required or len(rows) < FEWEST:
         return
-    texts, think_tags = [list(_texts(row)) for row in rows], traces.think_tags
-    pairs = zip(rows, texts, strict=True)
-    shown = sum(_has_thoughts(row) or any(_thinks(text, traces) for text in found) for row, found in pairs)
-    key = "traces.think_tags"
+    key, think_tags = "traces.think_tags", traces.think_tags
+    shown = sum(_thinks(row, section, traces) for row in rows)
     if shown:
         yield Finding(key, "ok", f"{shown:,} of the first {len(rows):,} rows show their thinking")
         return
-    found = tags.count_pairs(map(" ".join, texts), guess=False)
+    found = tags.count_pairs((" ".join(_texts(row)) for row in rows), guess=False)
     (pair, times), *_ = found.most_common(1)
     if pair is not None:
         yield Finding(
@@ -177,9 +174,14 @@ def check_thinking(rows: Sequence[dict[str, Any]], traces: TracesConfig, *, requ
     )
 
 
-def _thinks(text: str, traces: TracesConfig) -> bool:
-    """Whether the import finds thinking in a text."""
-    return bool(imports.to_trace("row", 0, text, "", traces).thinking)
+def _thinks(row: dict[str, Any], section: ProblemsConfig, traces: TracesConfig) -> bool:
+    """Whether the import finds thinking in a row."""
+    try:
+        found = imports.exchange_of(row, section, traces.think_tags).responses
+    except BadRow:  # left out
+        return False
+    texts = (response for response in found if isinstance(response, str))
+    return any(imports.to_trace("row", 0, text, "", traces).thinking for text in texts)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -192,19 +194,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _texts(each)
-
-
-def _has_thoughts(value: Any) -> bool:
-    """Whether thinking lies in a field of its own, or in a part that says so."""
-    if isinstance(value, dict):
-        if any(value.get(name) for name in THOUGHTS) or value.get("type") in ("thinking", "reasoning"):
-            return True
-        return any(map(_has_thoughts, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_thoughts, value))
-    if isinstance(value, str) and value[:1] in "[{" and any(f'"{name}"' in value for name in THOUGHTS):
-        try:  # lists of messages may come as JSON in a text
-            return _has_thoughts(json.loads(value))
-        except ValueError:
-            return False
-    return False

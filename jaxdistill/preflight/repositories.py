@@ -21,7 +21,7 @@ def config_of(name: str, revision: str | None, file: str = "config.json") -> dic
     Returns:
       the config; empty for adapters, which have none.
     """
-    folder = hub.demo_teacher() if name == hub.DEMO else Path(name).expanduser()
+    folder = hub.local(name)
     if folder.is_dir():
         try:
             hub.fetch(str(folder), None)

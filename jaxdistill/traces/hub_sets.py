@@ -107,7 +107,7 @@ def pinned(pin: Path) -> dict[str, Any]:
 
 
 def _choose(config: ProblemsConfig, address: Address) -> dict[str, Any]:
-    commit, names = hub.list_data(address.repo, address.revision)
+    commit, names = hub.list_data(address.repo, address.revision, say)
     readme = "README.md" if "README.md" in names and not address.inside else None
     text = hub.fetch_file(address.repo, commit, readme).read_text(errors="replace") if readme else ""
     where = f"{address.repo} at {commit[:12]}"

@@ -89,9 +89,10 @@ class _Answerer:
 
         from jaxdistill import hub
         from jaxdistill.models import load_hf
+        from jaxdistill.models.adapters import base_of
 
         self._checkpoint, self._sampling, self._batch = checkpoint, sampling, batch
-        dtype = decoding_dtype(dtype, hub.read_config(checkpoint), jax.default_backend())
+        dtype = decoding_dtype(dtype, hub.read_config(base_of(checkpoint)), jax.default_backend())
         self._model = load_hf(checkpoint, dtype=dtype, param_dtype=dtype)
         self._scorer = self._make_scorer() if sampling.logprobs else None
 

@@ -22,7 +22,7 @@ KNOWN = (
     ("◁think▷", "◁/think▷"),
     ("[THINK]", "[/THINK]"),
     ("<unused94>", "<unused95>"),
-    ("<|channel|>analysis<|message|>", "<|end|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
     ("<|channel>thought", "<channel|>"),
 )
 """Opening and closing tag: DeepSeek-R1's and Qwen's first, then those of Sky-T1 and OpenThoughts, Command A, Seed-OSS,

@@ -6,9 +6,8 @@ from jaxdistill.records import split_response
 from jaxdistill.traces import tags
 
 OPEN, CLOSE = "<think>", "</think>"
-_FINAL = {"<|channel|>analysis<|message|>": "<|end|><|start|>assistant<|channel|>final<|message|>"}
-KNOWN_TAGS = tuple((opening, _FINAL.get(opening, closing)) for opening, closing in tags.KNOWN)
-"""`tags.KNOWN`, gpt-oss's up to its final channel; an imported response that begins with such a one is read by them."""
+KNOWN_TAGS = tags.KNOWN
+"""An imported response that begins with such a one is read by them."""
 SOLUTION_TAGS = (("<|begin_of_solution|>", "<|end_of_solution|>"), ("<|START_RESPONSE|>", "<|END_RESPONSE|>"))
 """What some teachers put around the answer behind their thinking; no part of the answer."""
 ENDS = (

@@ -32,7 +32,7 @@ from jaxdistill.losses import (
     topk_distillation,
 )
 from jaxdistill.models import Decoder, ModelConfig, abstract_model, params_of, with_params
-from jaxdistill.models.adapters import read_peft
+from jaxdistill.models.adapters import base_of
 from jaxdistill.models.orbax import has_begun
 from jaxdistill.models.start import load_checked
 from jaxdistill.parallel.mesh import RULES
@@ -196,10 +196,7 @@ def teacher_shape(config: RunConfig) -> ModelConfig | None:
     d = config.train.distill
     if d is None or d.source == "stored":
         return None
-    folder = _teacher_folder(config, d)
-    if hub.is_adapter(folder):
-        _, base, revision = read_peft(folder)
-        folder = hub.fetch(base, revision)
+    folder = base_of(_teacher_folder(config, d))
     return ModelConfig.from_hf(hub.read_config(folder), f"{folder}/config.json")
 
 

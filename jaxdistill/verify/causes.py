@@ -19,8 +19,8 @@ LONG_GOLD = 120
 BOXED = '"\\nPut your final answer within \\\\boxed{}."'
 
 FROM_JOURNAL = (
-    "remove traces/manifest.json from the run's folder and give the command with --redo verify: the journal has all "
-    "answers, and nothing is asked twice"
+    "remove traces/manifest.json from the run's folder and give `jaxdistill run` with --redo verify: the journal has "
+    "all answers, and nothing is asked twice"
 )
 
 

@@ -52,7 +52,7 @@ class Benchmarks:
         self._rows: list[tuple[str, int, str]] = []
         for name, path in config.files.items():
             before = len(self._rows)
-            for row, (file, line, data) in enumerate(read_rows(Path(path)), start=1):
+            for row, (file, line, data) in enumerate(read_rows(Path(path).expanduser()), start=1):
                 self._rows.append((name, row, _question(data, config.field, f"{file}:{line}")))
             if len(self._rows) == before:
                 raise ValueError(f"{path}: no questions of {name} in it; correct verify.decontaminate.files.")

@@ -21,6 +21,7 @@ from tests.traces.test_server import QUICK
 CONFIG = {"run_dir": "run"}
 DEMO_CONFIG = hub.demo_teacher() / "config.json"
 IMPORT = TracesConfig(engine="import")
+MESSAGES = ProblemsConfig(source="messages", path="chats.jsonl")
 
 
 def levels(found) -> list[str]:
@@ -313,19 +314,22 @@ def chat(text, **more):
         (chat("So: <analysis>Hm.</analysis>2"), "error", "set traces.think_tags: ['<analysis>', '</analysis>']"),
         (chat("So: <unused94>Hm.<unused95>2"), "error", "['<unused94>', '<unused95>']"),
         (chat("<my_thoughts>Hm.</my_thoughts>2"), "warning", ""),
+        (chat("It is 2.<|end|>"), "warning", ""),  # the end of a turn
+        (chat("2", thinking=True, reasoning="high"), "warning", ""),  # how hard to think
         (chat("It is 2."), "warning", "set verify.think: optional"),
     ],
 )  # fmt: skip
 def test_thinking_of_imported_rows(row, level, words):
-    found = only(problems.check_thinking([row] * 20, IMPORT, required=True))
+    found = only(problems.check_thinking([row] * 20, MESSAGES, IMPORT, required=True))
     assert found.level == level
     assert words in found.text
-    assert list(problems.check_thinking([row] * 20, IMPORT, required=False)) == []
+    assert list(problems.check_thinking([row] * 20, MESSAGES, IMPORT, required=False)) == []
 
 
 def test_rows_with_their_own_tags_are_well():
     config = dataclasses.replace(IMPORT, think_tags=("<scratchpad>", "</scratchpad>"))
-    assert only(problems.check_thinking([chat("<scratchpad>a</scratchpad>2")] * 9, config, required=True)).level == "ok"
+    rows = [chat("<scratchpad>a</scratchpad>2")] * 9
+    assert only(problems.check_thinking(rows, MESSAGES, config, required=True)).level == "ok"
 
 
 def test_an_import_with_other_tags_is_refused_before_verify(tmp_path, capsys):
